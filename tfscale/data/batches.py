@@ -1,0 +1,326 @@
+"""One split, cut into global batches: the interface between data and training.
+
+Owns `Batches` and its two kinds for random access sources and for a user's own dataset; files
+too large for memory are in `stream.py`. Every worker asks for its share of each global batch
+and learns how many examples the whole batch has, so that shares can be weighed by count.
+"""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from tfscale.data import arrays, checks, order, shards, transforms
+
+
+class Batches:
+    """One split, cut into global batches.
+
+    Attributes:
+        num_examples: examples in the split; None where it is not known.
+        global_batch_size: examples in a full global batch; None where a dataset does not say.
+        steps_per_epoch: global batches in an epoch; None where it is found out while running.
+    """
+
+    num_examples: int | None = None
+    global_batch_size: int | None = None
+    steps_per_epoch: int | None = None
+
+    def dataset(self, shard: shards.Shard, start_step: int = 0) -> tf.data.Dataset:
+        """Return a worker's shares of the global batches, over epochs without end.
+
+        Args:
+            shard: the worker and its replicas.
+            start_step: the first global step to give; its epoch is `start_step //
+                steps_per_epoch`. The result equals skipping that many elements.
+
+        Returns:
+            A prefetched dataset of `(share, global_count)`. A share holds the examples of the
+            worker's first replica, then of its second, and so on, and may be empty; replica i
+            of the m on a worker has `shards.share_size(len(share), i, m)` of them.
+            `global_count` is an int32 scalar, the examples in the whole global batch.
+
+        Raises:
+            ValueError: if the global batch is smaller than the number of replicas.
+        """
+        raise NotImplementedError
+
+    def epoch(self, shard: shards.Shard) -> tf.data.Dataset:
+        """Return one pass in the original order, for evaluation and prediction.
+
+        Nothing is shuffled or dropped and each replica has a consecutive block of every global
+        batch, so the workers' results put one after another are in the order of the split.
+
+        Args:
+            shard: the worker and its replicas.
+
+        Returns:
+            A dataset of elements like those of `dataset`, finite.
+
+        Raises:
+            ValueError: if the global batch is smaller than the number of replicas.
+        """
+        raise NotImplementedError
+
+    @functools.cached_property
+    def element_spec(self):
+        """The spec of a share, `(x,)`, `(x, y)` or `(x, y, sample_weight)`; first axis None."""
+        spec = self.epoch(shards.Shard()).element_spec[0]
+        return tf.nest.map_structure(
+            lambda s: tf.TensorSpec([None, *s.shape[1:]], s.dtype, name=None), spec
+        )
+
+
+class IndexedBatches(Batches):
+    """Global batches of a source that is read by index: arrays, folders, array_record files.
+
+    The order is a function of seed, epoch and position, so any step can be made at once and no
+    number of workers changes it.
+
+    Args:
+        source: has `num_examples`, `read(indices)` for the graph and `content()`.
+        global_batch_size: examples in a full global batch.
+        shuffle: a new order every epoch.
+        seed: seed of the order and of the policy "random".
+        drop_remainder: leave out the short last batch of an epoch in `dataset`.
+        shard_policy: "interleaved", "block" or "random".
+        transform: maps a share of the source to a share of the batches, in the graph.
+        subset: int64 vector of the source's examples that belong to this split; None for all.
+
+    Raises:
+        ValueError: if an argument is out of range, or dropping the remainder leaves nothing.
+    """
+
+    def __init__(
+        self,
+        source,
+        *,
+        global_batch_size,
+        shuffle=False,
+        seed=0,
+        drop_remainder=False,
+        shard_policy="interleaved",
+        transform=None,
+        subset=None,
+    ):
+        checks.check_global_batch_size(global_batch_size)
+        checks.check_known("`data.shard_policy`", shard_policy, shards.POLICIES)
+        self.source, self.subset = source, subset
+        self.num_examples = source.num_examples if subset is None else len(subset)
+        self.global_batch_size = int(global_batch_size)
+        full, rest = divmod(self.num_examples, self.global_batch_size)
+        self.steps_per_epoch = full if drop_remainder else full + bool(rest)
+        self._shuffle, self._seed, self._policy = shuffle, seed, shard_policy
+        self._transform = transform or (lambda share: share)
+        self._subset = None if subset is None else arrays.as_tensor(np.asarray(subset, np.int64))
+        self._drop_remainder = drop_remainder
+        if not self.num_examples:
+            raise ValueError(
+                "A split must have at least one example. Received: an empty split. "
+                "Choose another split or a smaller `data.validation_fraction`."
+            )
+        if not self.steps_per_epoch:
+            raise ValueError(
+                "`drop_remainder` must leave at least one full batch. Received: "
+                f"{self.num_examples} examples with global_batch_size={global_batch_size}. "
+                f"Use a global batch of {self.num_examples} or less."
+            )
+
+    def dataset(self, shard, start_step=0):
+        checks.check_enough_replicas(self.global_batch_size, shard)
+        last = 0 if self._drop_remainder else self.num_examples % self.global_batch_size
+        read = self._reader(shard, self._policy, self._shuffle, self.steps_per_epoch, last)
+        return _pipeline(tf.data.Dataset.range(start_step, np.iinfo(np.int64).max), read)
+
+    def epoch(self, shard):
+        checks.check_enough_replicas(self.global_batch_size, shard)
+        steps = -(-self.num_examples // self.global_batch_size)
+        last = self.num_examples % self.global_batch_size
+        read = self._reader(shard, "block", False, steps, last)
+        return _pipeline(tf.data.Dataset.range(steps), read)
+
+    def _reader(self, shard, policy, shuffle, steps, last):
+        """The function from a global step to a worker's share of it."""
+        full = min(self.global_batch_size, self.num_examples)
+        cut = order.BatchCut(shard, policy, self._seed, full, 0 if last == full else last)
+
+        def read(step):
+            epoch, within = step // steps, step % steps
+            positions, count = cut(tf.equal(within, steps - 1), epoch, within)
+            indices = positions + within * self.global_batch_size
+            if shuffle:
+                indices = order.shuffled(indices, self._seed, epoch, self.num_examples)
+            if self._subset is not None:
+                indices = tf.gather(self._subset, indices)
+            share = self._transform(self.source.read(indices))
+            return share, tf.cast(count, tf.int32)
+
+        return read
+
+
+class DatasetBatches(Batches):
+    """A user's batched `tf.data.Dataset`: each of its elements is one global batch.
+
+    Every worker reads all of it and keeps its share, so the dataset must give the same batches
+    on every worker: seed its shuffles. A dataset of unknown length without `steps_per_epoch`
+    gives one epoch from `dataset` and ends; `start_step` then counts within that epoch. In all
+    other cases it repeats without end, and `start_step` replays what comes before, which keeps
+    the order of seeded shuffles exact.
+
+    Args:
+        dataset: elements `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`; each part may be
+            nested; the first axis counts examples and may vary.
+        steps_per_epoch: batches in an epoch; needed where the dataset is infinite.
+        shard_policy: "interleaved", "block" or "random".
+        transform: maps a share to a share, in the graph.
+
+    Raises:
+        ValueError: if the elements are not batches, or an infinite dataset has no
+            `steps_per_epoch`.
+    """
+
+    def __init__(
+        self, dataset, *, steps_per_epoch=None, shard_policy="interleaved", transform=None
+    ):
+        checks.check_known("`data.shard_policy`", shard_policy, shards.POLICIES)
+        _check_batched(dataset.element_spec)
+        cardinality = int(dataset.cardinality())
+        self._check_steps(cardinality, steps_per_epoch)
+        known = cardinality if cardinality >= 0 else None
+        self.steps_per_epoch = steps_per_epoch or known
+        self.global_batch_size = tf.nest.flatten(dataset.element_spec)[0].shape[0]
+        self._dataset, self._policy = dataset, shard_policy
+        self._transform = transform or (lambda share: share)
+
+    def dataset(self, shard, start_step=0):
+        checks.check_enough_replicas(self.global_batch_size, shard)
+        whole = self._dataset if self.steps_per_epoch is None else self._dataset.repeat()
+        numbered = whole.enumerate().skip(start_step)
+        return _pipeline(numbered, self._reader(shard, self._policy))
+
+    def epoch(self, shard):
+        checks.check_enough_replicas(self.global_batch_size, shard)
+        steps = -1 if self.steps_per_epoch is None else self.steps_per_epoch
+        numbered = self._dataset.enumerate().take(steps)
+        return _pipeline(numbered, self._reader(shard, "block"))
+
+    def _reader(self, shard, policy):
+        """The function from a step and its global batch to a worker's share."""
+
+        def read(step, *batch):
+            batch = batch[0] if len(batch) == 1 and isinstance(batch[0], tuple) else batch
+            count = tf.shape(tf.nest.flatten(batch)[0], tf.int64)[0]
+            if shard.num_replicas > 1:
+                positions = order.positions(count, shard, policy, (step,))
+                batch = tf.nest.map_structure(lambda t: tf.gather(t, positions), batch)
+            return self._transform(batch), tf.cast(count, tf.int32)
+
+        return read
+
+    @staticmethod
+    def _check_steps(cardinality, steps_per_epoch):
+        if steps_per_epoch is not None and steps_per_epoch < 1:
+            raise ValueError(
+                "`steps_per_epoch` must be at least 1. Received: "
+                f"steps_per_epoch={steps_per_epoch}. Leave it out for one pass an epoch."
+            )
+        if cardinality == 0:
+            raise ValueError(
+                "The dataset must have at least one batch. Received: an empty dataset. "
+                "Check its source and `drop_remainder`."
+            )
+        if cardinality == tf.data.INFINITE_CARDINALITY and steps_per_epoch is None:
+            raise ValueError(
+                "An infinite dataset needs `steps_per_epoch`. Received: steps_per_epoch=None with "
+                "a dataset that repeats without end. Give steps_per_epoch, or do not repeat it."
+            )
+
+
+def from_arrays(
+    x,
+    y=None,
+    sample_weight=None,
+    *,
+    global_batch_size=32,
+    shuffle=False,
+    seed=0,
+    drop_remainder=False,
+    shard_policy="interleaved",
+    class_weight=None,
+) -> IndexedBatches:
+    """Return batches of arrays in memory, to train on or to score.
+
+    Args:
+        x: inputs; an array of shape (examples, ...), or a dict, tuple or list of such arrays.
+        y: outputs, like `x`; None where there are none.
+        sample_weight: weights of the examples, of shape (examples,), or like `y`.
+        global_batch_size: examples an update, over all replicas.
+        shuffle: a new order every epoch.
+        seed: seed of the order.
+        drop_remainder: leave out the short last batch of an epoch.
+        shard_policy: "interleaved", "block" or "random".
+        class_weight: dict from class number to weight; multiplies `sample_weight`, and a class
+            without an entry weighs 1.
+
+    Returns:
+        Batches with random access.
+
+    Raises:
+        ValueError: if lengths differ, numbers are not finite, or an argument is out of range.
+    """
+    elements = arrays.checked_elements(x, y, sample_weight)
+    return IndexedBatches(
+        arrays.ArraySource(elements),
+        global_batch_size=global_batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        drop_remainder=drop_remainder,
+        shard_policy=shard_policy,
+        transform=transforms.class_weights(class_weight, len(elements)),
+    )
+
+
+def from_dataset(dataset, *, steps_per_epoch=None, class_weight=None) -> DatasetBatches:
+    """Return batches of a user's batched dataset; see `DatasetBatches`.
+
+    Args:
+        dataset: a `tf.data.Dataset` whose elements are global batches.
+        steps_per_epoch: batches in an epoch; needed where the dataset is infinite.
+        class_weight: dict from class number to weight; multiplies the sample weights.
+
+    Returns:
+        Batches of which every worker keeps its share.
+
+    Raises:
+        ValueError: if the elements are not batches, or the length of an epoch is unknowable.
+    """
+    spec = dataset.element_spec
+    width = len(spec) if isinstance(spec, tuple) else 1
+    weights = transforms.class_weights(class_weight, width)
+    return DatasetBatches(dataset, steps_per_epoch=steps_per_epoch, transform=weights)
+
+
+def _pipeline(dataset, read):
+    """Map, prefetch, and keep tf.data from sharding what is a share already."""
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    options.deterministic = True
+    read = tf.autograph.experimental.do_not_convert(read)
+    dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+def _check_batched(spec):
+    """Refuse a dataset whose elements are no batches of dense tensors."""
+    if isinstance(spec, tuple) and not 1 <= len(spec) <= 3:
+        raise ValueError(
+            "Elements of a dataset must be x, (x,), (x, y) or (x, y, sample_weight). Received: "
+            f"tuples of {len(spec)}. Put several inputs into a dict or a nested tuple."
+        )
+    for leaf in tf.nest.flatten(spec):
+        dense = isinstance(leaf, tf.TensorSpec)
+        if not dense or leaf.shape.rank == 0:
+            raise ValueError(
+                "The dataset must be batched, and its elements dense tensors. Received: "
+                f"{leaf}. Use dataset.batch(global_batch_size)."
+            )
