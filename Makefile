@@ -1,0 +1,57 @@
+# make help    lists the targets. Nothing is installed outside .venv.
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+# The first Python from 3.11 to 3.13 that runs and can make a virtual environment.
+FIND_PYTHON := for python in python3.11 python3.12 python3.13 python3; do \
+	"$$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	2>/dev/null && { echo "$$python"; break; }; done
+PYTHON ?= $(shell $(FIND_PYTHON))
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup fit test lint format clean
+
+help:
+	@echo 'make setup    a virtual environment in .venv with all that is needed'
+	@echo 'make fit      train the default model on two local workers'
+	@echo 'make test     run the tests; ARGS="-m \"not workers\"" leaves out those with worker processes'
+	@echo 'make lint     check style and types'
+	@echo 'make format   put the code into shape'
+	@echo 'make clean    remove .venv and caches; runs/ stays'
+	@echo
+	@echo 'PYTHON=python3.12 chooses the Python of .venv; ARGS="..." is passed on by fit and test.'
+
+setup: $(STAMP)
+
+# The stamp is written last and removed first: an environment without it was cut off half-way
+# and is made anew; one with an older stamp is brought up to date.
+$(STAMP): setup.py pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { \
+		echo 'make: no Python from 3.11 to 3.13 with venv was found.' >&2; \
+		echo 'Debian and Ubuntu: apt install python3-venv. Or name one: make PYTHON=/path/to/python3.12' >&2; \
+		exit 1; }
+	@test -f $@ || { echo "$(PYTHON) -m venv --clear $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@rm -f $@
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+fit: setup
+	$(VENV)/bin/python -m tfscale.fit --strategy=multiworker --workers=2 $(ARGS)
+
+test: setup
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: setup
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: setup
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find tfscale tests experiments -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
