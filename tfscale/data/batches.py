@@ -114,30 +114,20 @@ class IndexedBatches(Batches):
         self._transform = transform or (lambda share: share)
         self._subset = None if subset is None else arrays.as_tensor(np.asarray(subset, np.int64))
         self._drop_remainder = drop_remainder
-        if not self.num_examples:
-            raise ValueError(
-                "A split must have at least one example. Received: an empty split. "
-                "Choose another split or a smaller `data.validation_fraction`."
-            )
-        if not self.steps_per_epoch:
-            raise ValueError(
-                "`drop_remainder` must leave at least one full batch. Received: "
-                f"{self.num_examples} examples with global_batch_size={global_batch_size}. "
-                f"Use a global batch of {self.num_examples} or less."
-            )
+        checks.check_not_empty(self.num_examples, self.steps_per_epoch, self.global_batch_size)
 
     def dataset(self, shard, start_step=0):
         checks.check_enough_replicas(self.global_batch_size, shard)
         last = 0 if self._drop_remainder else self.num_examples % self.global_batch_size
         read = self._reader(shard, self._policy, self._shuffle, self.steps_per_epoch, last)
-        return _pipeline(tf.data.Dataset.range(start_step, np.iinfo(np.int64).max), read)
+        return pipeline(tf.data.Dataset.range(start_step, np.iinfo(np.int64).max), read)
 
     def epoch(self, shard):
         checks.check_enough_replicas(self.global_batch_size, shard)
         steps = -(-self.num_examples // self.global_batch_size)
         last = self.num_examples % self.global_batch_size
         read = self._reader(shard, "block", False, steps, last)
-        return _pipeline(tf.data.Dataset.range(steps), read)
+        return pipeline(tf.data.Dataset.range(steps), read)
 
     def _reader(self, shard, policy, shuffle, steps, last):
         """The function from a global step to a worker's share of it."""
@@ -196,13 +186,13 @@ class DatasetBatches(Batches):
         checks.check_enough_replicas(self.global_batch_size, shard)
         whole = self._dataset if self.steps_per_epoch is None else self._dataset.repeat()
         numbered = whole.enumerate().skip(start_step)
-        return _pipeline(numbered, self._reader(shard, self._policy))
+        return pipeline(numbered, self._reader(shard, self._policy))
 
     def epoch(self, shard):
         checks.check_enough_replicas(self.global_batch_size, shard)
         steps = -1 if self.steps_per_epoch is None else self.steps_per_epoch
         numbered = self._dataset.enumerate().take(steps)
-        return _pipeline(numbered, self._reader(shard, "block"))
+        return pipeline(numbered, self._reader(shard, "block"))
 
     def _reader(self, shard, policy):
         """The function from a step and its global batch to a worker's share."""
@@ -300,7 +290,7 @@ def from_dataset(dataset, *, steps_per_epoch=None, class_weight=None) -> Dataset
     return DatasetBatches(dataset, steps_per_epoch=steps_per_epoch, transform=weights)
 
 
-def _pipeline(dataset, read):
+def pipeline(dataset, read):
     """Map, prefetch, and keep tf.data from sharding what is a share already."""
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF

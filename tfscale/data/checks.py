@@ -58,6 +58,21 @@ def check_enough_replicas(global_batch_size, shard):
         )
 
 
+def check_not_empty(num_examples, num_steps, global_batch_size):
+    """Raise ValueError if a split has no example, or no batch is left of it."""
+    if not num_examples:
+        raise ValueError(
+            "A split must have at least one example. Received: an empty split. "
+            "Choose another split or a smaller `data.validation_fraction`."
+        )
+    if not num_steps:
+        raise ValueError(
+            "`drop_remainder` must leave at least one full batch. Received: "
+            f"{num_examples} examples with global_batch_size={global_batch_size}. "
+            f"Use a global batch of {num_examples} or less."
+        )
+
+
 def check_fraction(fraction):
     """Raise ValueError unless a share of the training data may be held out like this."""
     if not 0 <= fraction < 1:
