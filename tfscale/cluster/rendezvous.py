@@ -106,8 +106,8 @@ def _report(rank: int, timeout_seconds: float, peers: dict[str, str]) -> int:
         for peer, address in peers.items()
     ]
     print(
-        f"tfscale: all {len(peers) + 1} workers must meet within {timeout_seconds:g} seconds of the "
-        f"start. Received, as seen by worker {rank}:\n" + "\n".join(lines) + "\n"
+        f"tfscale: all {len(peers) + 1} workers must meet within {timeout_seconds:g} seconds of "
+        f"the start. Received, as seen by worker {rank}:\n" + "\n".join(lines) + "\n"
         "Start the missing workers with the same addresses, look at their logs, or allow more "
         "time with --start_timeout_seconds.",
         file=sys.stderr,
