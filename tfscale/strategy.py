@@ -1,0 +1,163 @@
+"""A cluster becomes a `tf.distribute` strategy; devices, threads, seeds and determinism.
+
+Call `make_strategy` before any other TensorFlow operation: devices, and the connection between
+workers, can be set up only once in a process. On GPUs memory grows as needed and NCCL reduces.
+"""
+
+import os
+
+import keras
+import tensorflow as tf
+
+from tfscale.cluster import environment, ports, rendezvous
+from tfscale.data.shards import Shard
+
+STRATEGIES = ("auto", "onedevice", "mirrored", "multiworker")
+
+
+def make_strategy(
+    name="auto", num_replicas=0, *, cluster=None, start_timeout_seconds=300, deterministic=False
+):
+    """Make the strategy that a model is built and trained under.
+
+    Args:
+        name: "onedevice"; "mirrored", replicas in this process; "multiworker", one process a
+            worker, found through `TF_CONFIG` or Slurm's variables; "auto", multiworker in a
+            cluster, mirrored on several GPUs, else onedevice.
+        num_replicas: replicas of "mirrored"; 0 means every GPU, or 2 logical CPUs where there
+            is none.
+        cluster: a `cluster.environment.Cluster`; by default what the environment says.
+        start_timeout_seconds: bound on waiting for the other workers, who are then named.
+        deterministic: same bits in every run, at some cost in speed.
+
+    Returns:
+        A `tf.distribute.Strategy`.
+
+    Raises:
+        ValueError: for an unknown name, more replicas than devices, a port in use, or a second
+            multi-worker strategy in one process.
+    """
+    if name not in STRATEGIES:
+        raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}. Received: {name!r}.")
+    cluster = cluster or environment.resolve()
+    if name == "auto":
+        many_gpus = len(tf.config.list_physical_devices("GPU")) > 1
+        name = "multiworker" if cluster.workers else "mirrored" if many_gpus else "onedevice"
+    if num_replicas and name != "mirrored":
+        raise ValueError(
+            "`num_replicas` belongs to strategy 'mirrored'. "
+            f"Received: num_replicas={num_replicas} with {name!r}. Leave it out, or use "
+            "--strategy=mirrored."
+        )
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    _share_this_machine(cluster)
+    if name == "onedevice":
+        gpus = tf.config.list_logical_devices("GPU")
+        return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy(_mirrored_devices(num_replicas))
+    return _multiworker(cluster, start_timeout_seconds)
+
+
+def set_seed(seed):
+    """Seed TensorFlow, NumPy and Python alike on every worker.
+
+    Args:
+        seed: a whole number, the same on all workers.
+    """
+    keras.utils.set_random_seed(seed)
+
+
+def shard_of(strategy):
+    """Return which part of every global batch this process trains on.
+
+    Args:
+        strategy: a strategy of `make_strategy`, or one that a script made itself.
+
+    Returns:
+        A `data.shards.Shard`.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return Shard(0, 1, strategy.num_replicas_in_sync)
+    cluster = environment.resolve()
+    num_workers = cluster.num_workers
+    return Shard(max(cluster.rank, 0), num_workers, strategy.num_replicas_in_sync // num_workers)
+
+
+def _share_this_machine(cluster):
+    """Let GPU memory grow, and divide cores and GPUs among workers of one launcher."""
+    local_workers = int(os.environ.get("TFSCALE_LOCAL_WORKERS", "1"))
+    gpus = tf.config.list_physical_devices("GPU")
+    if local_workers > 1:
+        cores = len(os.sched_getaffinity(0))
+        tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // local_workers))
+        if gpus:
+            if local_workers > len(gpus):
+                raise ValueError(
+                    "Workers on one machine must have a GPU each. "
+                    f"Received: {local_workers} workers and {len(gpus)} GPUs. "
+                    "Use fewer workers, or hide the GPUs with CUDA_VISIBLE_DEVICES=-1."
+                )
+            gpus = gpus[cluster.rank :: local_workers]
+            tf.config.set_visible_devices(gpus, "GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def _mirrored_devices(num_replicas):
+    """Name the devices of a mirrored strategy, making logical CPUs where there is no GPU."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        if num_replicas > len(gpus):
+            raise ValueError(
+                "`num_replicas` must be at most the number of GPUs. "
+                f"Received: num_replicas={num_replicas} with {len(gpus)} GPUs. "
+                "Use fewer, or hide the GPUs with CUDA_VISIBLE_DEVICES=-1."
+            )
+        return [f"GPU:{i}" for i in range(num_replicas or len(gpus))]
+    num_replicas = num_replicas or 2
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if len(tf.config.get_logical_device_configuration(cpu) or []) < num_replicas:
+        logical = [tf.config.LogicalDeviceConfiguration()] * num_replicas
+        try:
+            tf.config.set_logical_device_configuration(cpu, logical)
+        except RuntimeError:
+            raise ValueError(
+                "A mirrored strategy on CPUs must be made before any TensorFlow operation. "
+                f"Received: num_replicas={num_replicas} after TensorFlow had started. "
+                "Call tfscale.make_strategy first in the script."
+            ) from None
+    return [f"CPU:{i}" for i in range(num_replicas)]
+
+
+def _multiworker(cluster, start_timeout_seconds):
+    if isinstance(_first_multiworker.get("strategy"), tf.distribute.Strategy):
+        raise ValueError(
+            "A process can have one multi-worker strategy. Received: a second call of "
+            "make_strategy('multiworker'). Keep the first one and pass it on."
+        )
+    if cluster.is_evaluator:
+        raise ValueError(
+            "The evaluator task trains nothing and takes strategy 'onedevice'. "
+            "Received: strategy='multiworker' with task type 'evaluator'."
+        )
+    if not cluster.workers:
+        raise ValueError(
+            "Strategy 'multiworker' needs a cluster. Received: neither TF_CONFIG nor Slurm's "
+            "variables in the environment. Use --workers=N to start N workers on this machine."
+        )
+    ports.check_port_free(cluster.workers[cluster.rank])
+    os.environ["TF_CONFIG"] = cluster.tf_config()
+    gpus = tf.config.list_physical_devices("GPU")
+    implementation = tf.distribute.experimental.CommunicationImplementation
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=implementation.NCCL if gpus else implementation.RING
+    )
+    with rendezvous.StartWatch(cluster, start_timeout_seconds):
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    _first_multiworker["strategy"] = strategy
+    return strategy
+
+
+_first_multiworker = {}

@@ -1,0 +1,118 @@
+"""The graphs a trainer runs: k steps, a pass over test data, one prediction, one agreement.
+
+Each is a `tf.function` around `strategy.run` of a function in `step.py`. The host calls one, and
+waits for the device once: the numbers it needs come back together.
+"""
+
+import tensorflow as tf
+
+from tfscale.training import step as step_lib
+
+
+class Functions:
+    """The compiled functions of one trainer.
+
+    Args:
+        model: the `keras.Model`.
+        strategy: the strategy it was built under.
+        shard: the `data.shards.Shard` of this process.
+        train: a function `(data, share)` that takes one replica's step and returns a dict of
+            weighted scalars to report, the same names in every step.
+        test: a function `(data, share)` that scores one replica's share.
+    """
+
+    def __init__(self, model, strategy, shard, train, test):
+        self._model, self._strategy, self._shard = model, strategy, shard
+        self._train, self._test = train, test
+        self.report_names = ()
+        self.train_steps = tf.function(self._train_steps)
+        self.test_steps = tf.function(self._test_steps)
+        self.test_results = tf.function(lambda: model.get_metrics_result())
+        self.predict_step = tf.function(self._predict_step, reduce_retracing=True)
+        self.reset_metrics = tf.function(model.reset_metrics)
+        self.agree = tf.function(self._agree)
+
+    def find_report_names(self, iterator):
+        """Trace one step to learn what a step of the user's own reports."""
+
+        def once(iterator):
+            self._one_step(iterator)
+
+        tf.function(once).get_concrete_function(iterator)
+
+    def _train_steps(self, iterator, num_steps, votes):
+        """Take `num_steps` steps.
+
+        Args:
+            iterator: of this worker's `Batches.dataset`.
+            num_steps: an int32 scalar.
+            votes: an int64 vector that is summed over all replicas.
+
+        Returns:
+            The metrics by name, the reports of the steps (their mean) by name, the examples
+            seen, the learning rate of the next step, and the sum of votes.
+        """
+        examples = tf.constant(0, tf.int64)
+        reports = tf.zeros([len(self.report_names)])
+        for _ in tf.range(num_steps):
+            latest, count = self._one_step(iterator)
+            examples += count
+            reports += latest
+        means = tf.unstack(reports / tf.cast(num_steps, tf.float32))
+        rate = getattr(self._model.optimizer, "learning_rate", 0.0)
+        return (
+            self._model.get_metrics_result(),
+            dict(zip(self.report_names, means, strict=True)),
+            examples,
+            tf.convert_to_tensor(rate),
+            self._agree(votes),
+        )
+
+    @tf.autograph.experimental.do_not_convert
+    def _one_step(self, iterator):
+        """Run one step on all replicas; return its reports as a vector, and its examples."""
+        batch, global_count = next(iterator)
+        names = []
+
+        def replica(batch, global_count):
+            report = self._train(*self._cut(batch, global_count))
+            names[:] = report
+            return tf.stack([report[name] for name in names]) if names else tf.zeros([0])
+
+        report = self._strategy.run(replica, args=(batch, global_count))
+        self.report_names = tuple(names)
+        if names:
+            report = self._strategy.reduce("SUM", report, axis=None)
+        else:
+            report = tf.zeros([0])
+        return report, tf.cast(global_count, tf.int64)
+
+    def _test_steps(self, iterator, num_steps):
+        """Score `num_steps` batches."""
+        for _ in tf.range(num_steps):
+            batch, global_count = next(iterator)
+            self._strategy.run(
+                lambda b, n: self._test(*self._cut(b, n)), args=(batch, global_count)
+            )
+
+    def _predict_step(self, batch, global_count):
+        """Return the outputs for one global batch, in its order, on every worker."""
+        outputs = self._strategy.run(
+            lambda b, n: step_lib.predict_replica(self._model, *self._cut(b, n)),
+            args=(batch, global_count),
+        )
+        return tf.nest.map_structure(
+            lambda value: self._strategy.experimental_local_results(value)[0], outputs
+        )
+
+    def _agree(self, votes):
+        """Sum a vector over all workers.
+
+        What one worker alone knows travels to all before anyone acts on it.
+        """
+        on_replicas = self._strategy.run(lambda v: tf.identity(v), args=(votes,))
+        total = self._strategy.reduce("SUM", on_replicas, axis=None)
+        return total // self._shard.replicas_per_worker
+
+    def _cut(self, batch, global_count):
+        return step_lib.cut_share(batch, global_count, self._shard.replicas_per_worker)

@@ -1,0 +1,275 @@
+"""How what each replica computed becomes one: losses weighted by count, gradients summed.
+
+The rule inside a replica is: write the step as for one device. Each loss is a mean over this
+replica's share; the share weighs by its count, and the weighted gradients are
+summed over all replicas *before* clipping and the optimizer's update.
+This module owns the private names that this needs: the reduction of Keras' TensorFlow optimizer
+and the functions in `keras.src.losses.loss` that scale by the number of replicas.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import threading
+
+import keras
+import tensorflow as tf
+from keras.src.losses import loss as keras_loss
+
+_active = threading.local()
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of one global batch that one replica works on.
+
+    A global batch smaller than the number of replicas, which only the end of an epoch brings, is
+    given to every replica in whole, because kernels do not agree on batches of no examples. Then
+    the rows of all replicas are `num_replicas` times the batch, and only `counted` of them enter
+    the metrics.
+
+    Args:
+        rows: examples that this replica computes, an int32 scalar, at least 1.
+        all_rows: rows of all replicas together, an int32 scalar.
+        num_replicas: replicas that share the batch.
+        counted: examples that this replica counts for, an int32 scalar, or `None` for `rows`.
+        first_counted: the first of them among the rows, an int32 scalar.
+        loss_is_weighted: the step weighs its loss itself, so its gradients are not weighed again.
+    """
+
+    rows: tf.Tensor
+    all_rows: tf.Tensor
+    num_replicas: int
+    counted: tf.Tensor | None = None
+    first_counted: tf.Tensor | None = None
+    loss_is_weighted: bool = False
+
+    def weight(self, dtype="float32"):
+        """Return what this replica's mean counts for in the global mean."""
+        return tf.cast(self.rows, dtype) / tf.cast(self.all_rows, dtype)
+
+    def count(self, tensors):
+        """Return the part of a nested structure of rows that enters the metrics."""
+        if self.counted is None:
+            return tensors
+        begin, end = self.first_counted, self.first_counted + self.counted
+        return tf.nest.map_structure(lambda t: None if t is None else t[begin:end], tensors)
+
+
+@contextlib.contextmanager
+def replica_share(share):
+    """Inside, Keras losses, loss trackers and random seeds are those of one replica of many.
+
+    Entered by the replica's own thread while its step is traced.
+
+    Args:
+        share: the `Share` of this replica.
+    """
+    _install()
+    previous = getattr(_active, "share", None)
+    _active.share = share
+    try:
+        yield
+    finally:
+        _active.share = previous
+
+
+@contextlib.contextmanager
+def per_output_losses(share):
+    """Inside, Keras' trackers of the losses of single outputs count this share as it weighs.
+
+    Keras gives these trackers one value a batch without a weight. Each replica hands in its
+    value times `num_replicas * weight`, so that their mean is the loss of the batch.
+    """
+    previous = getattr(_active, "output_share", None)
+    _active.output_share = share
+    try:
+        yield
+    finally:
+        _active.output_share = previous
+
+
+_keras_scale = keras_loss.scale_loss_for_distribution
+_keras_unscale = keras_loss.unscale_loss_for_distribution
+_keras_reduce = keras_loss.reduce_weighted_values
+_keras_next_seed = keras.random.SeedGenerator.next
+
+
+def _scale(value):
+    return value if getattr(_active, "share", None) else _keras_scale(value)
+
+
+def _unscale(value):
+    share = getattr(_active, "share", None)
+    if share is None:
+        return _keras_unscale(value)
+    if getattr(_active, "output_share", None) is None:
+        return value
+    return value * tf.cast(share.num_replicas, value.dtype) * share.weight(value.dtype)
+
+
+def _reduce(values, sample_weight=None, mask=None, reduction="sum_over_batch_size", dtype=None):
+    """Reduce per-example losses so that the weighted sum over replicas is one device's loss."""
+    loss = _keras_reduce(values, sample_weight, mask, reduction, dtype)
+    share = getattr(_active, "share", None)
+    if share is None or loss.shape.rank != 0 or tf.convert_to_tensor(values).shape.rank == 0:
+        return loss
+    weight = share.weight(loss.dtype)
+    if reduction == "sum":
+        return tf.math.divide_no_nan(loss, weight)
+    divisor = _local_divisor(sample_weight, mask, reduction, loss.dtype)
+    if divisor is None:
+        return loss
+    total = tf.distribute.get_replica_context().all_reduce("SUM", divisor)
+    return tf.math.divide_no_nan(loss * tf.math.divide_no_nan(divisor, total), weight)
+
+
+def _local_divisor(sample_weight, mask, reduction, dtype):
+    """What Keras divides a replica's sum by, where that is not the number of examples."""
+    mask = None if mask is None else tf.cast(mask, dtype)
+    if reduction == "mean_with_sample_weight" and sample_weight is not None:
+        sample_weight = tf.convert_to_tensor(sample_weight, dtype)
+        if mask is None:
+            return tf.reduce_sum(sample_weight)
+        mask, sample_weight = keras_loss.squeeze_or_expand_to_same_rank(mask, sample_weight)
+        return tf.reduce_sum(mask * sample_weight)
+    return None if mask is None else tf.reduce_sum(mask)
+
+
+def _next_seed(self, ordered=True):
+    """Every replica draws from a stream of its own; the state advances alike on all."""
+    seed = _keras_next_seed(self, ordered)
+    context = tf.distribute.get_replica_context()
+    if getattr(_active, "share", None) is None or context is None:
+        return seed
+    replica = tf.cast(context.replica_id_in_sync_group, seed.dtype)
+    # A large odd stride keeps replica r's stream apart from the stream of another seed.
+    return seed + tf.stack([replica * 1_000_003, tf.zeros_like(replica)])
+
+
+def _install():
+    """Put the functions above in Keras' place; without an active share they do nothing."""
+    keras_loss.scale_loss_for_distribution = _scale
+    keras_loss.unscale_loss_for_distribution = _unscale
+    keras_loss.reduce_weighted_values = _reduce
+    keras.random.SeedGenerator.next = _next_seed
+
+
+class MeanReduction:
+    """The exact average: one sum over all replicas, in buckets.
+
+    Args:
+        bucket_bytes: gradients are packed into messages of about this size. Between two workers
+            100 MB took 0.27 s in buckets of 1 to 32 MB and 0.63 to 0.93 s unpacked.
+    """
+
+    name = "mean"
+
+    def __init__(self, bucket_bytes=8 * 2**20):
+        if not isinstance(bucket_bytes, int) or bucket_bytes < 0:
+            raise ValueError(
+                "`reduction.arguments.bucket_bytes` must be a whole number of bytes, 0 for no "
+                f"packing. Received: bucket_bytes={bucket_bytes!r}."
+            )
+        self.bucket_bytes = bucket_bytes
+
+    def reduce(self, gradients):
+        """Sum gradients over all replicas.
+
+        Args:
+            gradients: a list of tensors or `tf.IndexedSlices`, `None` where a variable has none.
+
+        Returns:
+            The sums, in the same order.
+        """
+        present = [gradient for gradient in gradients if gradient is not None]
+        if not present:
+            return list(gradients)
+        options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=self.bucket_bytes)
+        context = tf.distribute.get_replica_context()
+        sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, present, options=options))
+        return [None if gradient is None else next(sums) for gradient in gradients]
+
+    def bytes_per_update(self, variables):
+        """Return the bytes of gradients that one replica hands in for one update."""
+        return sum(v.shape.num_elements() * tf.as_dtype(v.dtype).size for v in variables)
+
+
+_REDUCTIONS = {"mean": MeanReduction}
+
+
+def build_reduction(name="mean", arguments=None):
+    """Make a reduction by name.
+
+    Args:
+        name: one of the names in the configuration's `reduction.name`.
+        arguments: a dict of the reduction's own arguments.
+
+    Returns:
+        An object with `reduce(gradients)` and `bytes_per_update(variables)`.
+
+    Raises:
+        ValueError: for an unknown name or argument.
+    """
+    if name not in _REDUCTIONS:
+        near = difflib.get_close_matches(name, _REDUCTIONS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"`reduction.name` must be one of {sorted(_REDUCTIONS)}. Received: {name!r}. "
+            f"Did you mean {near!r}?"
+        )
+    try:
+        return _REDUCTIONS[name](**(arguments or {}))
+    except TypeError as error:
+        raise ValueError(
+            f"`reduction.arguments` do not fit {name!r}: {error}. Received: {arguments}."
+        ) from None
+
+
+def reduce_before_update(optimizer, reduction):
+    """Make an optimizer sum gradients over the replicas first, then clip and update.
+
+    Keras clips each replica's own gradient and sums afterwards, so that the result changes with
+    the number of replicas. Calling this again replaces the reduction. Outside of
+    `replica_share` the optimizer is as before.
+
+    Args:
+        optimizer: a `keras.optimizers.Optimizer`, with or without loss scaling.
+        reduction: what `build_reduction` returns.
+
+    Raises:
+        RuntimeError: if this version of Keras has no such seam.
+    """
+    apply = type(optimizer).apply
+
+    def reduce_and_apply(gradients, trainable_variables=None):
+        share = getattr(_active, "share", None)
+        if share is not None:
+            if not share.loss_is_weighted:
+                gradients = [_times(gradient, share.weight()) for gradient in gradients]
+            gradients = reduction.reduce(gradients)
+        return apply(optimizer, gradients, trainable_variables)
+
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    sum_gradients = getattr(type(inner), "_all_reduce_sum_gradients", None)
+    if sum_gradients is None:
+        raise RuntimeError(
+            "tfscale needs the reduction of Keras' TensorFlow optimizer, which this version does "
+            f"not have. Received: keras {keras.__version__}. Use a version that setup.py names."
+        )
+
+    def already_summed(grads_and_vars):
+        if getattr(_active, "share", None) is not None:
+            return grads_and_vars
+        return sum_gradients(inner, grads_and_vars)
+
+    optimizer.apply = reduce_and_apply
+    inner._all_reduce_sum_gradients = already_summed
+
+
+def _times(gradient, factor):
+    if gradient is None:
+        return None
+    if isinstance(gradient, tf.IndexedSlices):
+        values = gradient.values * tf.cast(factor, gradient.values.dtype)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return gradient * tf.cast(factor, gradient.dtype)

@@ -1,0 +1,100 @@
+"""What the next step depends on, as arrays by name: read from a model, and put back.
+
+Owns the names in a checkpoint. Reading a metric's variable is a collective between workers:
+all read, the chief writes.
+"""
+
+import tensorflow as tf
+
+
+def variables_of(model):
+    """Return the variables that a checkpoint of a model holds, by name.
+
+    Args:
+        model: a built `keras.Model`; its optimizer, where it has one, is built too.
+
+    Returns:
+        A dict from name to `keras.Variable`: weights, seeds and statistics, then the
+        optimizer's, then those of the metrics.
+    """
+    groups = {
+        "model": model.variables,
+        "optimizer": model.optimizer.variables if model.optimizer is not None else [],
+        "metrics": _metric_variables(model),
+    }
+    return {
+        f"{group}/{i:04d}": variable
+        for group, variables in groups.items()
+        for i, variable in enumerate(variables)
+    }
+
+
+def _metric_variables(model):
+    seen = {id(v) for v in model.variables}
+    return [v for metric in model.metrics for v in metric.variables if id(v) not in seen]
+
+
+def snapshot(model, strategy):
+    """Read all state. Called by every worker at the same step.
+
+    Returns:
+        A dict of NumPy arrays by name; metrics are those of all replicas together.
+    """
+    variables = variables_of(model)
+
+    def read():
+        return {name: tf.identity(variable.value) for name, variable in variables.items()}
+
+    with strategy.scope():
+        return {name: value.numpy() for name, value in tf.function(read)().items()}
+
+
+def restore(model, strategy, arrays, source):
+    """Put saved state back. Called by every worker with the same arrays.
+
+    Args:
+        model: a model built as the one that was saved.
+        strategy: the strategy it was built under, with any number of replicas.
+        arrays: what `snapshot` gave.
+        source: where they come from, for the error.
+
+    Raises:
+        ValueError: if names or shapes are those of another model or optimizer.
+    """
+    variables = variables_of(model)
+    _check_same(variables, arrays, source)
+
+    def assign_all():
+        for name, variable in variables.items():
+            value = tf.constant(arrays[name])
+            if name.startswith("metrics/"):
+                # Summed when read: the first replica holds all of it, the others nothing.
+                first = tf.distribute.get_replica_context().replica_id_in_sync_group == 0
+                value = tf.where(first, value, tf.zeros_like(value))
+            variable.assign(value)
+
+    strategy.run(assign_all)
+
+
+def restore_weights(model, arrays, source):
+    """Put saved weights alone into a model, for scoring; see `restore`."""
+    names = {name: v for name, v in variables_of(model).items() if name.startswith("model/")}
+    own = {name: value for name, value in arrays.items() if name.startswith("model/")}
+    _check_same(names, own, source)
+    for name, variable in names.items():
+        variable.assign(own[name])
+
+
+def _check_same(variables, arrays, source):
+    """Refuse the state of another model."""
+    expected = {f"{name} {tuple(v.shape)}" for name, v in variables.items()}
+    given = {f"{name} {a.shape}" for name, a in arrays.items()}
+    if expected != given:
+        missing = sorted(expected - given)[:3]
+        foreign = sorted(given - expected)[:3]
+        raise ValueError(
+            "A checkpoint must be of the same model, optimizer and metrics. Received: "
+            f"{source}, which lacks {missing or 'nothing'} and has {foreign or 'nothing'} that "
+            "is not here. Use the configuration it was saved with, another --run_dir, or "
+            "--resume=never."
+        )

@@ -1,0 +1,172 @@
+"""What one replica does with its share of one global batch: train, test or predict.
+
+The functions here run inside `strategy.run`, while TensorFlow traces them into one graph.
+A step is written as for one device; `reduction.replica_share` makes it one of many.
+"""
+
+import contextlib
+import dataclasses
+
+import keras
+import tensorflow as tf
+
+from tfscale.training import reduction as reduction_lib
+
+
+def cut_share(worker_share, global_count, replicas_per_worker, may_be_small=False):
+    """Return the examples of the calling replica and its `Share` of the global batch.
+
+    Args:
+        worker_share: a nested structure of tensors, the examples of this worker's replicas one
+            after the other.
+        global_count: examples of the global batch, an int32 scalar.
+        replicas_per_worker: replicas that this worker runs.
+        may_be_small: some global batch may have fewer examples than there are replicas; each
+            replica then gets all of them.
+
+    Returns:
+        The replica's part of the structure and its `reduction.Share`.
+    """
+    context = tf.distribute.get_replica_context()
+    num_replicas = context.num_replicas_in_sync
+    if num_replicas == 1:
+        return worker_share, reduction_lib.Share(global_count, global_count, 1)
+    replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
+    first = (replica // replicas_per_worker) * replicas_per_worker
+    begin = _first_position(replica, global_count, num_replicas)
+    rows = _first_position(replica + 1, global_count, num_replicas) - begin
+    offset = begin - _first_position(first, global_count, num_replicas)
+    if may_be_small:
+        small = global_count < num_replicas
+        share = reduction_lib.Share(
+            rows=tf.where(small, global_count, rows),
+            all_rows=tf.where(small, global_count * num_replicas, global_count),
+            num_replicas=num_replicas,
+            counted=rows,
+            first_counted=tf.where(small, begin, 0),
+        )
+        offset = tf.where(small, (replica - first) * global_count, offset)
+    else:
+        share = reduction_lib.Share(rows, global_count, num_replicas)
+    if replicas_per_worker == 1:
+        return worker_share, share
+    # On the host, so that only this replica's examples travel to its device.
+    with tf.device("/device:CPU:0"):
+        part = tf.nest.map_structure(lambda t: t[offset : offset + share.rows], worker_share)
+    return part, share
+
+
+def _first_position(replica, global_count, num_replicas):
+    """Where a replica begins when shares that differ by at most one stand in a row."""
+    return replica * (global_count // num_replicas) + tf.minimum(
+        replica, global_count % num_replicas
+    )
+
+
+@contextlib.contextmanager
+def _one_of_many(share):
+    """Inside, what one device would compute is what one replica of many computes."""
+    if share.num_replicas == 1:
+        yield
+    else:
+        with reduction_lib.replica_share(share):
+            yield
+
+
+def train_replica(model, data, share, jit_compile=False):
+    """Take one step of a compiled model on one replica's share.
+
+    Args:
+        model: a compiled `keras.Model` whose optimizer is built.
+        data: a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
+        share: the `reduction.Share` of this replica.
+        jit_compile: compile the forward and backward pass with XLA.
+    """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    optimizer = model.optimizer
+
+    def forward_backward():
+        with tf.GradientTape() as tape:
+            y_pred = model(x, training=True)
+            loss = _compute_loss(model, share, x, y, y_pred, sample_weight, training=True)
+            weighted = loss if share.num_replicas == 1 else loss * share.weight(loss.dtype)
+            scaled = optimizer.scale_loss(weighted)
+        return tape.gradient(scaled, model.trainable_variables), loss, y_pred
+
+    if jit_compile:
+        forward_backward = tf.function(forward_backward, jit_compile=True, autograph=False)
+    with _one_of_many(dataclasses.replace(share, loss_is_weighted=True)):
+        gradients, loss, y_pred = forward_backward()
+        optimizer.apply(gradients, model.trainable_variables)
+        _track(model, loss, share, x, y, y_pred, sample_weight)
+
+
+def test_replica(model, data, share):
+    """Score one replica's share: update the model's loss and metrics, change no weight."""
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    with _one_of_many(share):
+        y_pred = model(x, training=False)
+        loss = _compute_loss(model, share, x, y, y_pred, sample_weight, training=False)
+        _track(model, loss, share, x, y, y_pred, sample_weight)
+
+
+def predict_replica(model, data, share):
+    """Return the model's outputs for the whole global batch, in its order, on every replica.
+
+    Returns:
+        A nested structure of tensors, the outputs of replica 0 first.
+    """
+    x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+    outputs = share.count(model(x, training=False))
+    if share.num_replicas == 1:
+        return outputs
+    context = tf.distribute.get_replica_context()
+    return tf.nest.map_structure(lambda t: context.all_gather(t, axis=0), outputs)
+
+
+def own_step_replica(step, model, data, share):
+    """Take a step of the user's own: `step(model, data)`, which updates weights itself.
+
+    Args:
+        step: a function of the model and this replica's data, written as for one device.
+        model: handed to `step`.
+        data: a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
+        share: the `reduction.Share` of this replica.
+
+    Returns:
+        A dict of what the step reports, each value a scalar times this replica's weight, so that
+        the sum over replicas is the mean over the global batch. A step that returns a scalar
+        reports it as the loss.
+    """
+    with _one_of_many(share):
+        report = step(model, data)
+    if report is None:
+        return {}
+    if not isinstance(report, dict):
+        report = {"loss": report}
+    weight = share.weight()
+    return {
+        name: tf.reduce_mean(tf.cast(value, tf.float32)) * weight for name, value in report.items()
+    }
+
+
+def overrides(model, method):
+    """Say whether a model brings a step of its own, such as `train_step`."""
+    return getattr(type(model), method) is not getattr(keras.Model, method)
+
+
+def _compute_loss(model, share, x, y, y_pred, sample_weight, training):
+    """The loss of Keras on this replica's rows."""
+    if share.num_replicas == 1:
+        return model.compute_loss(x, y, y_pred, sample_weight, training=training)
+    with reduction_lib.per_output_losses(share):
+        return model.compute_loss(x, y, y_pred, sample_weight, training=training)
+
+
+def _track(model, loss, share, x, y, y_pred, sample_weight):
+    """Update the metrics with the examples that this replica counts for."""
+    counted = share.rows if share.counted is None else share.counted
+    tracker = next((m for m in model.metrics if m.name == "loss"), None)
+    if tracker is not None:
+        tracker.update_state(loss, sample_weight=tf.cast(counted, loss.dtype))
+    model.compute_metrics(*share.count((x, y, y_pred)), share.count(sample_weight))

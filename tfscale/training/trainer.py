@@ -1,0 +1,432 @@
+"""The loop: k steps on the device, one look at the numbers, callbacks, checkpoint, again.
+
+`Trainer.fit` is the door; a step itself is in `step.py`, its graph in `functions.py`, what is
+saved in `state.py` and `checkpoint.py`. Every worker runs this same loop and takes the same
+turns: what one worker alone knows is summed over all before anyone acts on it.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from tfscale.data import accept
+from tfscale.strategy import shard_of
+from tfscale.training import checkpoint as checkpoint_lib
+from tfscale.training import functions as functions_lib
+from tfscale.training import pace, prepare, progress, state
+from tfscale.training import reduction as reduction_lib
+from tfscale.training import step as step_lib
+
+
+class Trainer:
+    """Trains, scores and predicts with a Keras model under any strategy.
+
+    The numbers are those of one device, whatever the number of replicas: the global batch is cut
+    among them, shares are weighed by count, gradients are summed before they are clipped.
+
+    Args:
+        model: a compiled `keras.Model`, built in the scope of the strategy it shall train under.
+        step: a step of your own, `step(model, data) -> dict of scalars`, written as for one
+            device with a `tf.GradientTape`; it calls an optimizer's `apply_gradients`. Without
+            it, the step is the compiled one, or the model's own `train_step`.
+        reduction: how gradients of all replicas become one, by name or as an object of
+            `training.reduction`.
+        jit_compile: compile the forward and backward pass with XLA.
+
+    Raises:
+        ValueError: if the model has neither been compiled nor a step of its own.
+    """
+
+    def __init__(self, model, *, step=None, reduction="mean", jit_compile=False):
+        self.model, self.strategy = model, model.distribute_strategy
+        self.shard = shard_of(self.strategy)
+        self.is_chief = self.shard.worker == 0
+        self.progress = progress.Progress()
+        if isinstance(reduction, str):
+            reduction = reduction_lib.build_reduction(reduction)
+        self.reduction = reduction
+        self._step, self._jit_compile = step, jit_compile
+        self._functions = None
+        prepare.check_model(model, step)
+
+    def fit(
+        self,
+        x,
+        y=None,
+        *,
+        sample_weight=None,
+        global_batch_size=32,
+        epochs=1,
+        initial_epoch=0,
+        steps_per_epoch=None,
+        steps_per_execution=None,
+        shuffle=True,
+        seed=0,
+        class_weight=None,
+        validation_data=None,
+        validation_freq=1,
+        callbacks=None,
+        checkpoints=None,
+        save_every_steps=0,
+        resume_from=None,
+        verbose="auto",
+    ):
+        """Train the model.
+
+        Args:
+            x: `data.batches.Batches`, a `tf.data.Dataset` whose elements are global batches, or
+                arrays: one, or a dict, tuple or list of them, of shape (examples, ...).
+            y: targets, like `x`; none where `x` holds them.
+            sample_weight: weights of the examples, of shape (examples,).
+            global_batch_size: examples an update, over all replicas; for arrays.
+            epochs: the epoch to stop after, counted from 0.
+            initial_epoch: the epoch to begin with.
+            steps_per_epoch: steps in an epoch of a `tf.data.Dataset`; needed if it is infinite.
+            steps_per_execution: steps between two looks of the host at the device, and between
+                two calls of `on_train_batch_end`. By default the chief chooses, so that one
+                execution takes about a quarter of a second.
+            shuffle: a new order every epoch; for arrays.
+            seed: of that order.
+            class_weight: dict from class number to weight.
+            validation_data: scored during training: `(x, y)`, `(x, y, sample_weight)`, a
+                dataset or `Batches`.
+            validation_freq: epochs between two validations.
+            callbacks: a list of `keras.callbacks.Callback`, run on every worker.
+            checkpoints: a `checkpoint.Checkpoints` to write to; by default nothing is saved.
+            save_every_steps: steps between two checkpoints; 0 for one after each epoch.
+            resume_from: a `checkpoint.Checkpoint` to go on from, at its step.
+            verbose: 0 for silence; 1 for a bar; 2 for lines; "auto" for a bar on a terminal and
+                lines elsewhere. The chief alone speaks.
+
+        Returns:
+            A `keras.callbacks.History`, the same on every worker.
+
+        Raises:
+            ValueError: if data, batch size or arguments do not fit, before the first step.
+        """
+        data = accept.as_batches(
+            x,
+            y,
+            sample_weight,
+            global_batch_size=global_batch_size,
+            steps_per_epoch=steps_per_epoch,
+            shuffle=shuffle,
+            seed=seed,
+            class_weight=class_weight,
+        )
+        validation = self._as_validation(validation_data, global_batch_size)
+        prepare.build(self.model, data, self.strategy)
+        self._prepare_functions(data)
+        run = _Run(
+            data=data,
+            validation=validation,
+            validation_freq=validation_freq,
+            epochs=epochs,
+            checkpoints=checkpoints,
+            save_every_steps=save_every_steps,
+            pace=pace.Pace(steps_per_execution),
+        )
+        self.progress = progress.Progress(epoch=initial_epoch, step=0)
+        self.progress.step = initial_epoch * (data.steps_per_epoch or 0)
+        run.callbacks = self._callback_list(callbacks, run, verbose)
+        history = next(
+            c for c in run.callbacks.callbacks if isinstance(c, keras.callbacks.History)
+        )
+        self.model.stop_training = False
+        with self.strategy.scope():
+            run.callbacks.on_train_begin()
+            self._restore(resume_from, history)
+            logs = {}
+            while self.progress.epoch < epochs and not run.stopped:
+                logs = self._fit_epoch(run, history)
+            if isinstance(self.model.optimizer, keras.optimizers.Optimizer) and epochs > 0:
+                self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
+            run.callbacks.on_train_end(logs)
+        return history
+
+    def evaluate(
+        self, x, y=None, *, sample_weight=None, global_batch_size=32, steps_per_epoch=None
+    ):
+        """Score the model; every example counts once.
+
+        Args:
+            x: as for `fit`.
+            y: as for `fit`.
+            sample_weight: as for `fit`.
+            global_batch_size: examples scored at a time, over all replicas; for arrays.
+            steps_per_epoch: batches to score of a `tf.data.Dataset`; needed if it is infinite.
+
+        Returns:
+            A dict of loss and metrics, the same on every worker.
+
+        Raises:
+            ValueError: if the data do not fit.
+        """
+        data = accept.as_batches(
+            x,
+            y,
+            sample_weight,
+            global_batch_size=global_batch_size,
+            steps_per_epoch=steps_per_epoch,
+        )
+        prepare.build(self.model, data, self.strategy)
+        self._prepare_functions()
+        with self.strategy.scope():
+            return self._evaluate(data)
+
+    def predict(self, x, *, global_batch_size=32, steps_per_epoch=None):
+        """Return the model's outputs in the order of the data, all of them on every worker.
+
+        Args:
+            x: inputs, as for `fit`; targets that come with them are not used.
+            global_batch_size: examples at a time, over all replicas; for arrays.
+            steps_per_epoch: batches to take of a `tf.data.Dataset`; needed if it is infinite.
+
+        Returns:
+            An array of shape (examples, ...), or a nested structure of them.
+
+        Raises:
+            ValueError: if the data do not fit.
+        """
+        data = accept.as_batches(
+            x, global_batch_size=global_batch_size, steps_per_epoch=steps_per_epoch
+        )
+        self._prepare_functions()
+        parts = []
+        with self.strategy.scope():
+            for batch, global_count in data.epoch(self.shard):
+                outputs = self._functions.predict_step(batch, global_count)
+                parts.append(tf.nest.map_structure(lambda t: t.numpy(), outputs))
+        return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+
+    def agree(self, *values):
+        """Return the chief's whole numbers on every worker. Called by all at the same place."""
+        mine = values if self.is_chief else [0] * len(values)
+        self._prepare_functions()
+        with self.strategy.scope():
+            return [int(v) for v in self._functions.agree(tf.constant(mine, tf.int64)).numpy()]
+
+    def _fit_epoch(self, run, history):
+        """One epoch. The order is kept: stop? k steps, numbers, callbacks, checkpoint, done?"""
+        at = self.progress
+        run.callbacks.on_epoch_begin(at.epoch)
+        if at.position == 0:
+            self._functions.reset_metrics()
+        iterator = run.iterator(self.shard, at)
+        logs = {}
+        at.epoch_is_over = False
+        while not at.epoch_is_over and not run.stopped:
+            k = run.next_steps(at)
+            run.callbacks.on_train_batch_begin(at.position)
+            began = time.perf_counter()
+            try:
+                logs, votes = self._take_steps(run, iterator, k)
+            except tf.errors.OutOfRangeError:
+                if run.steps_per_epoch is not None or at.position == 0:
+                    raise
+                run.steps_per_epoch = at.position
+                at.epoch_is_over = True
+                break
+            at.advance(k, time.perf_counter() - began)
+            run.pace.measured(votes[1])
+            run.callbacks.on_train_batch_end(at.position - 1, logs)
+            at.epoch_is_over = at.position == run.steps_per_epoch
+            run.stopped = votes[0] > 0
+            if run.save_is_due(at) and not at.epoch_is_over:
+                self._save(run, history)
+        logs = self._end_epoch(run, logs)
+        at.begin_next_epoch()
+        if not run.save_every_steps or at.epoch == run.epochs or run.stopped or run.save_is_due(at):
+            self._save(run, history)
+        return logs
+
+    def _take_steps(self, run, iterator, k):
+        """Run k steps and read everything the host needs, once."""
+        mine = [int(bool(self.model.stop_training)), 0]
+        if self.is_chief:
+            mine[1] = run.pace.choose(self.progress.step_seconds)
+        results = self._functions.train_steps(
+            iterator, tf.constant(k, tf.int32), tf.constant(mine, tf.int64)
+        )
+        metrics, reports, examples, rate, votes = tf.nest.map_structure(lambda t: t.numpy(), results)
+        self.progress.learning_rate = float(rate)
+        self.progress.examples += int(examples)
+        reports = run.mean_reports(reports, k)
+        logs = {**{name: float(v) for name, v in metrics.items()}, **reports}
+        return logs, [int(v) for v in votes]
+
+    def _end_epoch(self, run, logs):
+        """Validate, tell the callbacks, and agree on whether to stop."""
+        epoch = self.progress.epoch
+        due = run.validation is not None and (epoch + 1) % run.validation_freq == 0
+        if due:
+            scores = self._evaluate(run.validation)
+            logs = {**logs, **{f"val_{name}": value for name, value in scores.items()}}
+        run.callbacks.on_epoch_end(epoch, logs)
+        run.reports.clear()
+        mine = [int(bool(self.model.stop_training))]
+        if self.shard.num_workers > 1:
+            mine = self._functions.agree(tf.constant(mine, tf.int64)).numpy()
+        run.stopped = run.stopped or int(mine[0]) > 0
+        self.model.stop_training = run.stopped
+        return logs
+
+    def _evaluate(self, data):
+        """Score all of the data and return the metrics by name."""
+        self._functions.reset_metrics()
+        dataset = data.epoch(self.shard)
+        iterator, num_steps = iter(dataset), int(dataset.cardinality())
+        if num_steps >= 0:
+            self._functions.test_steps(iterator, tf.constant(num_steps))
+        else:  # A user's dataset of unknown length: the end of it is the same on every worker.
+            with contextlib.suppress(tf.errors.OutOfRangeError):
+                while True:
+                    self._functions.test_steps(iterator, tf.constant(1))
+        results = self._functions.test_results()
+        return {name: float(value) for name, value in results.items()}
+
+    def _save(self, run, history):
+        """Write a checkpoint; every worker reads the state, the chief writes it."""
+        if run.checkpoints is None:
+            return
+        arrays = state.snapshot(self.model, self.strategy)
+        if self.is_chief:
+            facts = {
+                "progress": dataclasses.asdict(self.progress),
+                "history": {"epoch": history.epoch, "history": history.history},
+                "reports": run.reports,
+                "steps_per_epoch": run.steps_per_epoch,
+                "num_workers": self.shard.num_workers,
+            }
+            run.checkpoints.save(checkpoint_lib.Checkpoint(self.progress.step, arrays, facts))
+
+    def _restore(self, saved, history):
+        """Put a checkpoint's state back, to go on at its step."""
+        if saved is None:
+            return
+        state.restore(self.model, self.strategy, saved.arrays, saved.path)
+        self.progress.go_on_from(saved.facts["progress"])
+        history.epoch = saved.facts["history"]["epoch"]
+        history.history = saved.facts["history"]["history"]
+        logging.info("Going on from %s, at step %d.", saved.path, saved.step)
+
+    def _as_validation(self, data, global_batch_size):
+        if data is None:
+            return None
+        if isinstance(data, (tuple, list)):
+            return accept.as_batches(*data, global_batch_size=global_batch_size)
+        return accept.as_batches(data)
+
+    def _prepare_functions(self, data=None):
+        """Make the graphs' functions once; learn what a step of the user's own reports."""
+        if self._functions is None:
+            if self.strategy.num_replicas_in_sync > 1:
+                for optimizer in prepare.optimizers_of(self.model):
+                    reduction_lib.reduce_before_update(optimizer, self.reduction)
+                prepare.warn_about_local_statistics(self.model)
+            self._functions = functions_lib.Functions(
+                self.model, self.strategy, self.shard, self._train_function(), self._test_function()
+            )
+        own_step = self._step is not None or step_lib.overrides(self.model, "train_step")
+        if data is not None and own_step and not self._functions.report_names:
+            with self.strategy.scope():
+                self._functions.find_report_names(iter(data.dataset(self.shard)))
+
+    def _train_function(self):
+        """What one replica does with its data and share."""
+        model = self.model
+        if self._step is not None:
+            return functools.partial(step_lib.own_step_replica, self._step, model)
+        if step_lib.overrides(model, "train_step"):
+            names = {metric.name for metric in model.metrics}
+            names |= set(model.get_metrics_result())
+
+            def train_step(model, data):
+                logs = model.train_step(data)
+                return {name: value for name, value in logs.items() if name not in names}
+
+            return functools.partial(step_lib.own_step_replica, train_step, model)
+
+        def train(data, share):
+            step_lib.train_replica(model, data, share, self._jit_compile)
+            return {}
+
+        return train
+
+    def _test_function(self):
+        model = self.model
+        if not step_lib.overrides(model, "test_step"):
+            return functools.partial(step_lib.test_replica, model)
+
+        def test(data, share):
+            step_lib.own_step_replica(lambda model, data: model.test_step(data), model, data, share)
+
+        return test
+
+    def _callback_list(self, callbacks, run, verbose):
+        """Keras' list of callbacks, with a history, and a bar or lines on the chief."""
+        if verbose == "auto":
+            verbose = 1 if sys.stdout.isatty() else 2
+        if not self.is_chief:
+            verbose = 0
+        callbacks = list(callbacks or [])
+        if verbose == 2:
+            callbacks.append(progress.Lines(self.progress))
+        return keras.callbacks.CallbackList(
+            callbacks,
+            add_history=True,
+            add_progbar=verbose == 1,
+            model=self.model,
+            verbose=verbose,
+            epochs=run.epochs,
+            steps=run.steps_per_epoch,
+        )
+
+
+class _Run:
+    """What one call of `fit` works with."""
+
+    def __init__(
+        self, data, validation, validation_freq, epochs, checkpoints, save_every_steps, pace
+    ):
+        self.data, self.validation, self.validation_freq = data, validation, validation_freq
+        self.epochs, self.checkpoints, self.save_every_steps = epochs, checkpoints, save_every_steps
+        self.pace, self.callbacks, self.stopped = pace, None, False
+        self.steps_per_epoch = data.steps_per_epoch
+        self.reports = {}
+        self._iterator = None
+
+    def iterator(self, shard, at):
+        """The iterator to take the next step's batch from; it goes on over epochs."""
+        if self.data.steps_per_epoch is None:
+            return iter(self.data.dataset(shard, at.position))
+        if self._iterator is None:
+            first = at.epoch * self.data.steps_per_epoch + at.position
+            self._iterator = iter(self.data.dataset(shard, first))
+        return self._iterator
+
+    def next_steps(self, at):
+        """Steps until the host has to look again, the same on every worker."""
+        if self.steps_per_epoch is None:
+            return 1
+        k = min(self.pace.steps, self.steps_per_epoch - at.position)
+        if self.save_every_steps:
+            k = min(k, self.save_every_steps - at.step % self.save_every_steps)
+        return k
+
+    def save_is_due(self, at):
+        return bool(self.save_every_steps) and at.step % self.save_every_steps == 0
+
+    def mean_reports(self, reports, k):
+        """Means over the epoch of what a step of the user's own reports."""
+        for name, value in reports.items():
+            total, steps = self.reports.get(name, (0.0, 0))
+            self.reports[name] = (total + float(value) * k, steps + k)
+        return {name: total / steps for name, (total, steps) in self.reports.items()}
