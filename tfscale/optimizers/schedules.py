@@ -47,7 +47,7 @@ class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
         Returns:
             A float32 scalar tensor.
         """
-        with ops.name_scope(self.name):
+        with keras.name_scope(self.name):
             step = ops.convert_to_tensor(step)
             warmup_steps = ops.cast(self.warmup_steps, step.dtype)
             peak = ops.cast(self._after_warmup(ops.zeros_like(step)), "float32")
