@@ -193,6 +193,7 @@ def test_a_signal_to_the_launcher_reaches_each_worker_once(launch, number, code)
         print("got", *map(int, got), flush=True)
         """
     )
+    assert [os.getsid(pid) for pid in pids] == pids
     os.killpg(process.pid, number)  # as a terminal does: to the launcher's whole group
     shown, _ = process.communicate(timeout=15)
     assert process.returncode == code

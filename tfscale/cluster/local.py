@@ -75,6 +75,7 @@ def run_local_workers(
         for rank, own in enumerate(worker_environments(num_workers, environ)):
             process = start_worker(command, own, subprocess.PIPE, namespace=namespace)
             log = Path(log_dir, f"worker-{rank}.log") if log_dir else None
+            assert process.stdout is not None
             output = cleanup.enter_context(
                 contextlib.closing(WorkerOutput(process.stdout, rank, printer, log))
             )
@@ -244,6 +245,7 @@ def _private_network() -> Iterator[int]:
         start_new_session=True,
     )
     with holder:  # leaving it closes stdin, which ends the holder
+        assert holder.stdout is not None and holder.stderr is not None
         if holder.stdout.readline() != "ready\n":
             reason = (holder.stderr.read().strip().splitlines() or ["not available here"])[-1]
             raise ValueError(

@@ -21,6 +21,7 @@ from tfscale.cluster.environment import Cluster
 
 _PROBE_SECONDS = 2.0
 _REPORT_SECONDS = _PROBE_SECONDS + 1.5  # from the end of the time to the end of the process
+_REPORTED = 3  # the reporter's exit code; Python's own failures are 1 and 2
 _REASONS = {
     "refused": "refused (the host answers, nothing listens there: not started, or ended)",
     "silent": "silent (no answer: host down, frozen, or a firewall between)",
@@ -71,7 +72,7 @@ class StartWatch:
             [sys.executable, "-S", "-m", "tfscale.cluster.rendezvous"]
             + [str(self._rank), str(self._timeout_seconds), json.dumps(self._peers)],
             # Not the caller's folder or paths: a script's neighbours must not be imported.
-            env={"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "PYTHONSAFEPATH": "1"},
+            env={**os.environ, "PYTHONPATH": root, "PYTHONSAFEPATH": "1"},
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
@@ -86,8 +87,9 @@ class StartWatch:
     def __exit__(self, *error) -> None:
         if self._idle:
             return
+        assert self._reporter.stdin is not None
         self._reporter.stdin.close()
-        if self._reporter.wait() == 1:
+        if self._reporter.wait() == _REPORTED:
             # It has told the user that the start failed just before the last peer came.
             sys.stdout.flush()
             os._exit(1)
@@ -95,7 +97,7 @@ class StartWatch:
 
 
 def _report(rank: int, timeout_seconds: float, peers: dict[str, str]) -> int:
-    """Wait for stdin to end; write the error if it does not, and return 1."""
+    """Wait for stdin to end; write the error if it does not, and return `_REPORTED`."""
     if _left(timeout_seconds):
         return 0
     found = _probe_all(peers)
@@ -113,7 +115,7 @@ def _report(rank: int, timeout_seconds: float, peers: dict[str, str]) -> int:
         file=sys.stderr,
         flush=True,
     )
-    return 1
+    return _REPORTED
 
 
 def _left(timeout_seconds: float) -> bool:
