@@ -57,9 +57,7 @@ def parse(argv, usage, define, *, with_config=True):
     except flags.Error as error:
         raise UsageError(f"{str(error).rstrip('.')}. Try --help.") from None
     if rest:
-        raise UsageError(
-            f"Every argument must be a flag. Received: {' '.join(rest)}. Try --help."
-        )
+        raise UsageError(f"Every argument must be a flag. Received: {' '.join(rest)}. Try --help.")
     return values
 
 

@@ -26,7 +26,9 @@ class DataConfig:
     )
     download: bool = _field(False, "let TFDS download and prepare what is not on this machine")
     train_split: str = _field("train", "TFDS split, folder or CSV file to train on")
-    validation_split: str = _field("", "split scored during training; empty: see validation_fraction")
+    validation_split: str = _field(
+        "", "split scored during training; empty: see validation_fraction"
+    )
     test_split: str = _field("test", "split read once, at the end; empty: no test")
     validation_fraction: float = _field(0.0, "share of the training split held out, 0 to 1, seeded")
     global_batch_size: int = _field(32, "examples an update, over all replicas")
@@ -46,7 +48,9 @@ class DataConfig:
         {}, "arguments of a transform, by its name: {'standardize': {'mean': 0.13, 'stddev': 0.31}}"
     )
     image_size: int = _field(32, "image_folder: height and width the images are resized to")
-    feature_columns: tuple[str, ...] = _field((), "csv: columns to learn from; empty: all but the label")
+    feature_columns: tuple[str, ...] = _field(
+        (), "csv: columns to learn from; empty: all but the label"
+    )
     label_column: str = _field("label", "csv: column to predict")
     num_classes: int = _field(0, "classes of the label; 0: as the source says, or a regression")
 

@@ -41,7 +41,7 @@ def make_strategy(
         raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}. Received: {name!r}.")
     cluster = cluster or environment.resolve()
     if name == "auto":
-        many_gpus = len(tf.config.list_physical_devices("GPU")) > 1
+        many_gpus = len(find_gpus()) > 1
         name = "multiworker" if cluster.workers else "mirrored" if many_gpus else "onedevice"
     if num_replicas and name != "mirrored":
         raise ValueError(
@@ -58,6 +58,11 @@ def make_strategy(
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(_mirrored_devices(num_replicas))
     return _multiworker(cluster, start_timeout_seconds)
+
+
+def find_gpus():
+    """Return the GPUs of this machine; the first call loads CUDA's driver."""
+    return tf.config.list_physical_devices("GPU")
 
 
 def set_seed(seed):
@@ -85,10 +90,33 @@ def shard_of(strategy):
     return Shard(max(cluster.rank, 0), num_workers, strategy.num_replicas_in_sync // num_workers)
 
 
+def sum_over_workers(strategy, values):
+    """Return the sums of whole numbers over all workers, on each of them.
+
+    What one worker alone knows, such as a refused folder, travels so to all before anyone acts
+    on it. Every worker calls this at the same place. The chief's choice is the sum where the
+    others give 0.
+
+    Args:
+        strategy: the strategy of the run.
+        values: a list of whole numbers, the same length everywhere.
+    """
+    shard = shard_of(strategy)
+    if shard.num_workers == 1:
+        return list(values)
+
+    @tf.function
+    def sums(values):
+        on_replicas = strategy.run(tf.identity, args=(values,))
+        return strategy.reduce("SUM", on_replicas, axis=None) // shard.replicas_per_worker
+
+    return [int(v) for v in sums(tf.constant(values, tf.int64)).numpy()]
+
+
 def _share_this_machine(cluster):
     """Let GPU memory grow, and divide cores and GPUs among workers of one launcher."""
     local_workers = int(os.environ.get("TFSCALE_LOCAL_WORKERS", "1"))
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = find_gpus()
     if local_workers > 1:
         cores = len(os.sched_getaffinity(0))
         tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // local_workers))
@@ -107,7 +135,7 @@ def _share_this_machine(cluster):
 
 def _mirrored_devices(num_replicas):
     """Name the devices of a mirrored strategy, making logical CPUs where there is no GPU."""
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = find_gpus()
     if gpus:
         if num_replicas > len(gpus):
             raise ValueError(
@@ -149,7 +177,7 @@ def _multiworker(cluster, start_timeout_seconds):
         )
     ports.check_port_free(cluster.workers[cluster.rank])
     os.environ["TF_CONFIG"] = cluster.tf_config()
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = find_gpus()
     implementation = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=implementation.NCCL if gpus else implementation.RING

@@ -147,7 +147,9 @@ def _write(folder, checkpoint):
         np.savez(
             file,
             **{
-                f"a{i}": np.frombuffer(np.ascontiguousarray(checkpoint.arrays[name]).tobytes(), "u1")
+                f"a{i}": np.frombuffer(
+                    np.ascontiguousarray(checkpoint.arrays[name]).tobytes(), "u1"
+                )
                 for i, name in enumerate(names)
             },
         )

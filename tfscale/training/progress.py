@@ -13,52 +13,73 @@ class Progress:
     Args:
         epoch: the epoch under way, from 0.
         position: steps taken in it.
-        step: steps taken since the run began, over all restarts.
-        examples: examples trained on since the run began.
-        seconds: time spent in steps since the run began.
-        step_seconds: length of a step in the last execution; None before one was timed.
-        examples_per_second: in the last execution, over all workers; None before one was timed.
+        step: steps taken since the run began, over all its lives.
+        examples: examples trained on in these steps.
+        timed_examples: those of executions that were timed: not the first of a life, which
+            traces the graph.
+        timed_seconds: the time they took.
+        earlier_seconds: wall time of the run's earlier lives.
+        step_seconds: length of a step in the last timed execution.
+        examples_per_second: in the last timed execution, over all workers.
         learning_rate: of the next step.
-        epoch_is_over: all steps of the epoch were taken.
+        began: when this life began, on the monotonic clock.
     """
 
     epoch: int = 0
     position: int = 0
     step: int = 0
     examples: int = 0
-    seconds: float = 0.0
+    timed_examples: int = 0
+    timed_seconds: float = 0.0
+    earlier_seconds: float = 0.0
     step_seconds: float | None = None
     examples_per_second: float | None = None
     learning_rate: float = 0.0
-    epoch_is_over: bool = False
-    _timed_examples: int = 0
-    _executions: int = 0
+    began: float = dataclasses.field(default_factory=time.monotonic)
+    is_traced: bool = False
 
-    def advance(self, steps, seconds):
-        """Note that steps were taken; the first execution, which traces, is not timed."""
+    @property
+    def wall_seconds(self):
+        """Wall time of the run, over all its lives."""
+        return self.earlier_seconds + time.monotonic() - self.began
+
+    def start(self, epoch, step):
+        """Begin a life at the first position of an epoch."""
+        vars(self).update(vars(Progress(epoch=epoch, step=step)))
+
+    def advance(self, steps, examples, seconds):
+        """Note that steps were taken.
+
+        Args:
+            steps: how many.
+            examples: in their global batches.
+            seconds: the time they took.
+        """
         self.position += steps
         self.step += steps
-        if self._executions:
-            self.seconds += seconds
+        self.examples += examples
+        if self.is_traced:
+            self.timed_examples += examples
+            self.timed_seconds += seconds
             self.step_seconds = seconds / steps
-            self.examples_per_second = (self.examples - self._timed_examples) / seconds
-        self._timed_examples = self.examples
-        self._executions += 1
+            self.examples_per_second = examples / seconds
+        self.is_traced = True
 
     def begin_next_epoch(self):
         """Go to the first position of the next epoch."""
         self.epoch += 1
         self.position = 0
 
-    def go_on_from(self, saved):
-        """Take over the place of a saved run; times begin anew.
+    def to_save(self):
+        """Return what a later life needs to go on."""
+        names = ("epoch", "position", "step", "examples", "timed_examples", "timed_seconds")
+        return {name: getattr(self, name) for name in names} | {"wall_seconds": self.wall_seconds}
 
-        Args:
-            saved: a dict of this class's fields.
-        """
-        for name in ("epoch", "position", "step", "examples", "seconds"):
+    def go_on_from(self, saved):
+        """Take over the place of an earlier life, as `to_save` gave it."""
+        self.earlier_seconds = saved["wall_seconds"]
+        for name in saved.keys() - {"wall_seconds"}:
             setattr(self, name, saved[name])
-        self._timed_examples = self.examples
 
 
 class Lines(keras.callbacks.Callback):

@@ -34,19 +34,9 @@ def _metric_variables(model):
     return [v for metric in model.metrics for v in metric.variables if id(v) not in seen]
 
 
-def snapshot(model, strategy):
-    """Read all state. Called by every worker at the same step.
-
-    Returns:
-        A dict of NumPy arrays by name; metrics are those of all replicas together.
-    """
-    variables = variables_of(model)
-
-    def read():
-        return {name: tf.identity(variable.value) for name, variable in variables.items()}
-
-    with strategy.scope():
-        return {name: value.numpy() for name, value in tf.function(read)().items()}
+def read(model):
+    """Return the values of all variables by name, to be called in a graph by every worker."""
+    return {name: tf.identity(v.value) for name, v in variables_of(model).items()}
 
 
 def restore(model, strategy, arrays, source):
@@ -55,7 +45,7 @@ def restore(model, strategy, arrays, source):
     Args:
         model: a model built as the one that was saved.
         strategy: the strategy it was built under, with any number of replicas.
-        arrays: what `snapshot` gave.
+        arrays: NumPy arrays, as `read` gives them.
         source: where they come from, for the error.
 
     Raises:

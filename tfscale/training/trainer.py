@@ -6,7 +6,6 @@ turns: what one worker alone knows is summed over all before anyone acts on it.
 """
 
 import contextlib
-import dataclasses
 import functools
 import sys
 import time
@@ -133,12 +132,10 @@ class Trainer:
             save_every_steps=save_every_steps,
             pace=pace.Pace(steps_per_execution),
         )
-        self.progress = progress.Progress(epoch=initial_epoch, step=0)
-        self.progress.step = initial_epoch * (data.steps_per_epoch or 0)
+        first_step = initial_epoch * (data.steps_per_epoch or 0)
+        self.progress.start(initial_epoch, first_step)
         run.callbacks = self._callback_list(callbacks, run, verbose)
-        history = next(
-            c for c in run.callbacks.callbacks if isinstance(c, keras.callbacks.History)
-        )
+        history = next(c for c in run.callbacks.callbacks if isinstance(c, keras.callbacks.History))
         self.model.stop_training = False
         with self.strategy.scope():
             run.callbacks.on_train_begin()
@@ -206,12 +203,23 @@ class Trainer:
                 parts.append(tf.nest.map_structure(lambda t: t.numpy(), outputs))
         return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
 
-    def agree(self, *values):
-        """Return the chief's whole numbers on every worker. Called by all at the same place."""
-        mine = values if self.is_chief else [0] * len(values)
-        self._prepare_functions()
+    def take_one_step(self, data):
+        """Take one step on the first global batch: a proof that everything fits together.
+
+        Args:
+            data: as `x` for `fit`.
+
+        Returns:
+            A dict of loss and metrics.
+        """
+        data = accept.as_batches(data)
+        prepare.build(self.model, data, self.strategy)
+        self._prepare_functions(data)
+        run = _Run(data, None, 1, 1, None, 0, pace.Pace(1))
         with self.strategy.scope():
-            return [int(v) for v in self._functions.agree(tf.constant(mine, tf.int64)).numpy()]
+            self._functions.reset_metrics()
+            logs, _, _ = self._take_steps(run, run.iterator(self.shard, self.progress), 1)
+        return logs
 
     def _fit_epoch(self, run, history):
         """One epoch. The order is kept: stop? k steps, numbers, callbacks, checkpoint, done?"""
@@ -221,25 +229,22 @@ class Trainer:
             self._functions.reset_metrics()
         iterator = run.iterator(self.shard, at)
         logs = {}
-        at.epoch_is_over = False
-        while not at.epoch_is_over and not run.stopped:
+        while at.position != run.steps_per_epoch and not run.stopped:
             k = run.next_steps(at)
             run.callbacks.on_train_batch_begin(at.position)
             began = time.perf_counter()
             try:
-                logs, votes = self._take_steps(run, iterator, k)
+                logs, examples, votes = self._take_steps(run, iterator, k)
             except tf.errors.OutOfRangeError:
                 if run.steps_per_epoch is not None or at.position == 0:
                     raise
                 run.steps_per_epoch = at.position
-                at.epoch_is_over = True
                 break
-            at.advance(k, time.perf_counter() - began)
+            at.advance(k, examples, time.perf_counter() - began)
             run.pace.measured(votes[1])
             run.callbacks.on_train_batch_end(at.position - 1, logs)
-            at.epoch_is_over = at.position == run.steps_per_epoch
             run.stopped = votes[0] > 0
-            if run.save_is_due(at) and not at.epoch_is_over:
+            if run.save_is_due(at) and at.position != run.steps_per_epoch:
                 self._save(run, history)
         logs = self._end_epoch(run, logs)
         at.begin_next_epoch()
@@ -255,12 +260,13 @@ class Trainer:
         results = self._functions.train_steps(
             iterator, tf.constant(k, tf.int32), tf.constant(mine, tf.int64)
         )
-        metrics, reports, examples, rate, votes = tf.nest.map_structure(lambda t: t.numpy(), results)
+        metrics, reports, examples, rate, votes = tf.nest.map_structure(
+            lambda t: t.numpy(), results
+        )
         self.progress.learning_rate = float(rate)
-        self.progress.examples += int(examples)
         reports = run.mean_reports(reports, k)
-        logs = {**{name: float(v) for name, v in metrics.items()}, **reports}
-        return logs, [int(v) for v in votes]
+        logs = {**self._functions.in_order(metrics), **reports}
+        return logs, int(examples), [int(v) for v in votes]
 
     def _end_epoch(self, run, logs):
         """Validate, tell the callbacks, and agree on whether to stop."""
@@ -289,17 +295,16 @@ class Trainer:
             with contextlib.suppress(tf.errors.OutOfRangeError):
                 while True:
                     self._functions.test_steps(iterator, tf.constant(1))
-        results = self._functions.test_results()
-        return {name: float(value) for name, value in results.items()}
+        return self._functions.in_order(self._functions.metrics())
 
     def _save(self, run, history):
         """Write a checkpoint; every worker reads the state, the chief writes it."""
         if run.checkpoints is None:
             return
-        arrays = state.snapshot(self.model, self.strategy)
+        arrays = {name: v.numpy() for name, v in self._functions.read_state().items()}
         if self.is_chief:
             facts = {
-                "progress": dataclasses.asdict(self.progress),
+                "progress": self.progress.to_save(),
                 "history": {"epoch": history.epoch, "history": history.history},
                 "reports": run.reports,
                 "steps_per_epoch": run.steps_per_epoch,

@@ -1,0 +1,365 @@
+"""From a configuration to a run: the one place where the rooms meet.
+
+`build` makes the strategy, opens the data, builds and compiles the model and its trainer, and
+refuses what does not fit; `Experiment.train` trains, saves, tests and writes the summary.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import tempfile
+import time
+
+import keras
+import tensorflow as tf
+
+from tfscale import models, optimizers, run_folder
+from tfscale import strategy as strategy_lib
+from tfscale.command_line import check_types
+from tfscale.config import RunConfig
+from tfscale.data import load as load_lib
+from tfscale.models import objectives
+from tfscale.monitor import run_log
+from tfscale.training import checkpoint as checkpoint_lib
+from tfscale.training import evaluator, prepare
+from tfscale.training import reduction as reduction_lib
+from tfscale.training.trainer import Trainer
+
+_PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "numpy")
+
+
+@dataclasses.dataclass
+class Experiment:
+    """A run that is ready to start.
+
+    Args:
+        config: the `RunConfig`, checked.
+        strategy_name: "onedevice", "mirrored" or "multiworker".
+        splits: the data, a `data.load.Splits`.
+        trainer: holds the compiled model and its strategy.
+    """
+
+    config: RunConfig
+    strategy_name: str
+    splits: load_lib.Splits
+    trainer: Trainer
+
+    def train(self, run_dir="", resume="auto", verbose="auto"):
+        """Train, save the model, score the test split, write the summary.
+
+        Args:
+            run_dir: the run's folder; "" for a new one in runs/.
+            resume: "auto" goes on from the newest checkpoint in `run_dir`, "never" begins anew,
+                a path goes on from that checkpoint.
+            verbose: as for `Trainer.fit`.
+
+        Returns:
+            The summary as a dict, the same on every worker.
+
+        Raises:
+            ValueError: if the folder belongs to another run, or a checkpoint to another model.
+        """
+        folder = self._open_folder(run_dir, resume)
+        trainer, config = self.trainer, self.config
+        saved = self._saved_state(folder, resume)
+        every = config.log.every_steps or max(1, (self.splits.train.steps_per_epoch or 20) // 20)
+        callbacks, log = [], None
+        if trainer.is_chief:
+            tensorboard = folder.tensorboard if config.log.tensorboard else None
+            log = run_log.ScalarLog(folder.metrics, tensorboard, saved.step if saved else 0)
+            callbacks.append(run_log.RunLog(log, trainer.progress, every))
+        history = trainer.fit(
+            self.splits.train,
+            epochs=config.train.epochs,
+            steps_per_execution=config.train.steps_per_execution,
+            validation_data=self.splits.validation if config.train.validate_every else None,
+            validation_freq=config.train.validate_every or 1,
+            callbacks=callbacks,
+            checkpoints=folder.checkpoints,
+            save_every_steps=config.checkpoint.save_every_steps,
+            resume_from=saved,
+            verbose=verbose,
+        )
+        save_model(trainer.model, folder.model, trainer.is_chief)
+        summary = self._summary(history)
+        if trainer.is_chief:
+            log.write("test", trainer.progress.step, summary.get("test", {}))
+            log.close()
+            checkpoint_lib.write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")
+        self.folder = folder
+        return summary
+
+    def dry_run(self):
+        """Build everything, take one step, and say what a run would be.
+
+        Returns:
+            Lines of text.
+        """
+        trainer, train = self.trainer, self.splits.train
+        model, replicas = trainer.model, trainer.strategy.num_replicas_in_sync
+        began = time.perf_counter()
+        trainer.take_one_step(train)
+        spec = train.element_spec
+        bytes_sent = trainer.reduction.bytes_per_update(model.trainable_variables, replicas)
+        return [
+            f"model       {model.name}, {model.count_params():,} parameters",
+            f"input       {_shapes(spec[0])}",
+            *([f"target      {_shapes(spec[1])}"] if len(spec) > 1 else []),
+            f"output      {_shapes(model.output_shape)}",
+            f"strategy    {self.strategy_name}, {trainer.shard.num_workers} worker(s), "
+            f"{replicas} replica(s)",
+            f"data        {train.num_examples} examples, "
+            f"global batch {train.global_batch_size}, {train.steps_per_epoch} steps an epoch",
+            f"sends       {bytes_sent:,} bytes an update, each replica",
+            f"one step    taken, with tracing {time.perf_counter() - began:.1f} s",
+        ]
+
+    def _open_folder(self, run_dir, resume):
+        """Settle the folder on all workers, or refuse it on all of them."""
+        strategy, is_chief = self.trainer.strategy, self.trainer.is_chief
+        [seconds] = strategy_lib.sum_over_workers(strategy, [int(time.time()) * is_chief])
+        path = run_dir or run_folder.default_path(self.config, seconds)
+        folder = run_folder.RunFolder(path, self.config.checkpoint.keep_last)
+        refusal = None
+        if is_chief:
+            try:
+                folder.open(self.config, resume)
+            except ValueError as error:
+                refusal = error
+        [refused] = strategy_lib.sum_over_workers(strategy, [int(refusal is not None)])
+        if refused:
+            raise refusal or ValueError(f"The chief refused --run_dir={path}; its log says why.")
+        [blind] = strategy_lib.sum_over_workers(strategy, [int(not folder.is_visible(self.config))])
+        if blind:
+            raise ValueError(
+                "--run_dir must be one folder that all workers see. Received: "
+                f"{folder.path.absolute()}, which {blind} worker(s) do not see as the chief does. "
+                "Use a folder on a shared file system."
+            )
+        return folder
+
+    def _saved_state(self, folder, resume):
+        """The checkpoint to go on from: the chief's choice, read by every worker."""
+        if resume not in ("auto", "never"):
+            path = pathlib.Path(resume)
+        else:
+            newest = folder.checkpoints.newest() if self.trainer.is_chief else None
+            choice = 0 if newest is None else newest + 1
+            [choice] = strategy_lib.sum_over_workers(self.trainer.strategy, [choice])
+            if not choice:
+                return None
+            path = folder.checkpoints.path(choice - 1)
+        return checkpoint_lib.read(path)
+
+    def _summary(self, history):
+        trainer = self.trainer
+        at = trainer.progress
+        last = {name: values[-1] for name, values in history.history.items()}
+        validation = {k[len("val_") :]: v for k, v in last.items() if k.startswith("val_")}
+        test = self.splits.test()
+        return {
+            **({"test": trainer.evaluate(test)} if test is not None else {}),
+            **({"validation": validation} if validation else {}),
+            "train": {name: v for name, v in last.items() if not name.startswith("val_")},
+            "steps": at.step,
+            "epochs": at.epoch,
+            "examples_per_second": round(at.timed_examples / at.timed_seconds, 1)
+            if at.timed_seconds
+            else None,
+            "wall_seconds": round(at.wall_seconds, 2),
+            "strategy": self.strategy_name,
+            "num_workers": trainer.shard.num_workers,
+            "num_replicas": trainer.strategy.num_replicas_in_sync,
+            "parameters": trainer.model.count_params(),
+            "data_fingerprint": self.splits.fingerprint,
+            "versions": versions(),
+        }
+
+
+def build(
+    config, strategy="auto", num_replicas=0, *, deterministic=False, start_timeout_seconds=300
+):
+    """Make everything a run needs.
+
+    Args:
+        config: a `RunConfig`.
+        strategy: as for `strategy.make_strategy`.
+        num_replicas: likewise.
+        deterministic: same bits in every run.
+        start_timeout_seconds: bound on waiting for the other workers.
+
+    Returns:
+        An `Experiment`.
+
+    Raises:
+        ValueError: if anything does not fit, with the way out.
+    """
+    check_types(config)
+    _check_counts(config)
+    tf_strategy = strategy_lib.make_strategy(
+        strategy,
+        num_replicas,
+        start_timeout_seconds=start_timeout_seconds,
+        deterministic=deterministic,
+    )
+    strategy_lib.set_seed(config.train.seed)
+    keras.config.set_dtype_policy(config.train.mixed_precision or "float32")
+    splits = load_lib.load(config.data)
+    if deterministic and not config.train.steps_per_execution:
+        config = dataclasses.replace(
+            config, train=dataclasses.replace(config.train, steps_per_execution=16)
+        )
+    with tf_strategy.scope():
+        model = compiled_model(config, splits)
+    reduction = reduction_lib.build_reduction(config.reduction.name, config.reduction.arguments)
+    trainer = Trainer(model, reduction=reduction, jit_compile=config.train.jit_compile)
+    splits.train.dataset(trainer.shard)  # refuses a batch smaller than the number of replicas
+    prepare.build(model, splits.train, tf_strategy)
+    return Experiment(config, strategy_name(tf_strategy), splits, trainer)
+
+
+def evaluate_saved(config, folder, split=""):
+    """Score the model that a run has saved.
+
+    Args:
+        config: the `RunConfig` of the run.
+        folder: its `run_folder.RunFolder`.
+        split: the split to score; "" for the test split.
+
+    Returns:
+        A dict of loss and metrics.
+
+    Raises:
+        ValueError: if the run has no such split.
+    """
+    data = dataclasses.replace(config.data, test_split=split or config.data.test_split)
+    test = load_lib.load(data).test()
+    if test is None:
+        raise ValueError(
+            "A run without a test split needs another one to score. Received: "
+            "data.test_split='' and no --split. Add --split=train."
+        )
+    strategy = strategy_lib.make_strategy("onedevice")
+    with strategy.scope():
+        model = keras.models.load_model(folder.model, safe_mode=True)
+    return Trainer(model).evaluate(test)
+
+
+def evaluate_checkpoints(config, folder, report):
+    """Score each new checkpoint of a run that goes on, on its validation data.
+
+    Args:
+        config: the `RunConfig` of the run.
+        folder: its `run_folder.RunFolder`.
+        report: a function `(step, scores)`, called after each.
+
+    Raises:
+        ValueError: if the configuration has no validation data.
+    """
+    run = build(config, "onedevice")
+    if run.splits.validation is None:
+        raise ValueError(
+            "An evaluator task needs validation data. Received: data.validation_split='' and "
+            "data.validation_fraction=0. Add --config.data.validation_fraction=0.1 to all tasks."
+        )
+    log = run_log.ScalarLog(folder.path / "evaluator.jsonl", folder.tensorboard)
+
+    def write(step, scores):
+        log.write("evaluator", step, scores)
+        report(step, scores)
+
+    evaluator.score_checkpoints(
+        run.trainer, run.splits.validation, folder.checkpoints, folder.summary.exists, write
+    )
+    log.close()
+
+
+def compiled_model(config, splits):
+    """Return the compiled model of a configuration; called in the strategy's scope."""
+    model = models.build(
+        config.model.name, splits.input_shape, splits.num_classes, **config.model.arguments
+    )
+    steps = splits.train.steps_per_epoch
+    rate = optimizers.build_schedule(
+        config.schedule.name,
+        config.optimizer.learning_rate,
+        config.schedule.warmup_steps,
+        config.schedule.arguments,
+        steps * config.train.epochs if steps else None,
+    )
+    from_logits = bool(config.loss.arguments.get("from_logits", False))
+    model.compile(
+        optimizer=optimizers.build_optimizer(config.optimizer, rate),
+        loss=objectives.build_loss(config.loss.name, config.loss.arguments),
+        metrics=objectives.build_metrics(config.metrics.names, from_logits=from_logits),
+        jit_compile=False,
+    )
+    return model
+
+
+def strategy_name(strategy):
+    """Return the name of a strategy as the command line has it."""
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return "multiworker"
+    return "mirrored" if isinstance(strategy, tf.distribute.MirroredStrategy) else "onedevice"
+
+
+def save_model(model, path, is_chief):
+    """Write a model so that it is whole or absent.
+
+    Every worker calls this, because a variable may be read only by all together; the chief's
+    file is kept.
+
+    Args:
+        model: a `keras.Model`.
+        path: a file name that ends in `.keras`.
+        is_chief: whether this worker's file is the one to keep.
+    """
+    path = pathlib.Path(path)
+    if not is_chief:
+        with tempfile.TemporaryDirectory() as scratch:
+            model.save(pathlib.Path(scratch) / path.name)
+        return
+    beside = path.with_name(f"{path.stem}.writing.keras")
+    model.save(beside)
+    os.replace(beside, path)
+
+
+def versions():
+    """Return the versions that a run's numbers depend on."""
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    from tfscale import __version__
+
+    return {"tfscale": __version__, "python": platform.python_version(), **packages}
+
+
+def _check_counts(config):
+    """Refuse counts that no room checks itself."""
+    at_least = {
+        "train.epochs": (config.train.epochs, 1),
+        "train.steps_per_execution": (config.train.steps_per_execution, 0),
+        "train.validate_every": (config.train.validate_every, 0),
+        "train.seed": (config.train.seed, 0),
+        "checkpoint.save_every_steps": (config.checkpoint.save_every_steps, 0),
+        "checkpoint.keep_last": (config.checkpoint.keep_last, 1),
+        "log.every_steps": (config.log.every_steps, 0),
+    }
+    for name, (value, least) in at_least.items():
+        if value < least:
+            raise ValueError(
+                f"`{name}` must be at least {least}. Received: {value}. Use {least} or more."
+            )
+    policies = ("", "float32", "mixed_bfloat16", "mixed_float16")
+    if config.train.mixed_precision not in policies:
+        raise ValueError(
+            f"`train.mixed_precision` must be one of {', '.join(policies[1:])}, or empty. "
+            f"Received: {config.train.mixed_precision!r}."
+        )
+
+
+def _shapes(spec):
+    """Shapes for people: the batch's axis is shown as None."""
+    return tf.nest.map_structure(lambda s: tuple(getattr(s, "shape", s)), spec)

@@ -1,0 +1,161 @@
+"""Train a model: python -m tfscale.fit
+
+With nothing else it trains a small convnet on the digits that ship with the package, in one
+process. Reads the command line, starts workers on this machine where they are asked for, and
+hands over to `experiment`.
+"""
+
+import os
+import sys
+import time
+
+from absl import flags
+
+from tfscale import command_line, evaluate, run_folder
+from tfscale.cluster import environment, local
+
+USAGE = """Train a Keras model on one device, on several replicas, or on many workers.
+
+  python -m tfscale.fit                                      the digits, in one process
+  python -m tfscale.fit --strategy=multiworker --workers=2   the same on two local workers
+  python -m tfscale.fit --config=experiments/mnist_cnn.py --config.train.epochs=2
+  python -m tfscale.fit --run_dir=runs/mine                  again: goes on where it stopped
+
+In a cluster, TF_CONFIG or Slurm's variables say who this task is."""
+
+
+def main(argv=None):
+    """Run the command; return its exit code."""
+    return command_line.run(_main, argv)
+
+
+def _main(argv):
+    values = command_line.parse(argv, USAGE, _define_flags)
+    if values is None:
+        return 0
+    command_line.check_types(values.config)
+    if values.show_config:
+        print(command_line.config_to_json(values.config))
+        return 0
+    if values.list:
+        return _list_models()
+    cluster = environment.resolve()
+    if _starts_workers(values, cluster):
+        return _run_workers(values, argv)
+    return _train(values, cluster)
+
+
+def _define_flags(values):
+    for name, default, text in (
+        ("workers", 0, "with multiworker: start so many workers on this machine"),
+        ("num_replicas", 0, "with mirrored: replicas in this process; 0: all GPUs, or 2 CPUs"),
+        ("start_timeout_seconds", 300, "how long to wait for workers that do not come"),
+    ):
+        flags.DEFINE_integer(name, default, text, lower_bound=0, flag_values=values)
+    for name, default, text in (
+        ("strategy", "auto", "auto, onedevice, mirrored or multiworker"),
+        ("run_dir", "", "folder of the run; empty: a new one in runs/"),
+        ("resume", "auto", "auto: go on with the run in run_dir; never; or a checkpoint's path"),
+    ):
+        flags.DEFINE_string(name, default, text, flag_values=values)
+    for name, text in (
+        ("deterministic", "the same bits in every run, at some cost in speed"),
+        ("show_config", "print the configuration as JSON and stop"),
+        ("dry_run", "build everything, take one step, say what a run would be, and stop"),
+        ("list", "print the models there are and stop"),
+    ):
+        flags.DEFINE_bool(name, False, text, flag_values=values)
+
+
+def _starts_workers(values, cluster):
+    """Whether this process is the one that starts the others."""
+    strategies = ("auto", "onedevice", "mirrored", "multiworker")
+    if values.strategy not in strategies:
+        raise command_line.UsageError(
+            f"--strategy must be one of {', '.join(strategies)}. Received: {values.strategy!r}."
+        )
+    if cluster.workers:
+        if values.workers not in (0, len(cluster.workers)) and not cluster.is_evaluator:
+            raise command_line.UsageError(
+                "In a cluster --workers must be its size, or be left out. "
+                f"Received: --workers={values.workers} in a cluster of {len(cluster.workers)}."
+            )
+        return False
+    if values.strategy != "multiworker":
+        if values.workers > 1:
+            raise command_line.UsageError(
+                "--workers belongs to --strategy=multiworker. "
+                f"Received: --workers={values.workers} --strategy={values.strategy}. "
+                "Add --strategy=multiworker."
+            )
+        return False
+    if not values.workers:
+        raise command_line.UsageError(
+            "--strategy=multiworker needs a cluster or --workers=N. Received: neither TF_CONFIG, "
+            "nor Slurm's variables, nor --workers. Add --workers=2."
+        )
+    return True
+
+
+def _run_workers(values, argv):
+    """Start the workers on this machine and wait for them."""
+    run_dir = values.run_dir or run_folder.default_path(values.config, time.time())
+    command = [sys.executable, "-m", "tfscale.fit", *argv, f"--run_dir={run_dir}"]
+    log_dir = None if values.dry_run else os.path.join(run_dir, "logs")
+    return local.run_local_workers(command, values.workers, log_dir=log_dir)
+
+
+def _list_models():
+    with command_line.quiet_import():
+        from tfscale import models
+
+        rows = models.listing()
+    for name, parameters, text in rows:
+        print(f"{name:<16}{parameters:>10,} parameters   {text}")
+    return 0
+
+
+def _train(values, cluster):
+    if cluster.is_evaluator:
+        return evaluate.evaluator_task(values.config, values.run_dir)
+    with command_line.quiet_import():
+        from tfscale import experiment
+
+        experiment.strategy_lib.find_gpus()
+    run = experiment.build(
+        values.config,
+        values.strategy,
+        values.num_replicas,
+        deterministic=values.deterministic,
+        start_timeout_seconds=values.start_timeout_seconds,
+    )
+    is_chief = run.trainer.is_chief
+    if values.dry_run:
+        lines = run.dry_run()
+        if is_chief:
+            print("\n".join(lines))
+        return 0
+    summary = run.train(values.run_dir, values.resume)
+    if is_chief:
+        print(_ending(summary, run.folder.path))
+    return 0
+
+
+def _ending(summary, path):
+    """What a person wants to know at the end."""
+    lines = [""]
+    if "test" in summary:
+        scores = "  ".join(f"{name} {value:.4f}" for name, value in summary["test"].items())
+        lines.append(f"test    {scores}")
+    speed = summary["examples_per_second"]
+    lines.append(
+        f"steps   {summary['steps']} in {summary['wall_seconds']:.1f} s"
+        + (f", {speed:,.0f} examples/s" if speed else "")
+    )
+    lines.append(f"run     {path}")
+    lines.append(f"look    tensorboard --logdir {path.parent}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
