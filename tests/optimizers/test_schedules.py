@@ -66,9 +66,9 @@ def test_constant_is_a_plain_number_and_warms_up_to_it():
 
 def test_step_is_counted_exactly_in_long_runs():
     far = 2**24
-    schedule = build_schedule("step", PEAK, far, {"boundaries": (2,), "factor": 0.5})
-    steps = np.array([far, far + 1, far + 2])
-    np.testing.assert_allclose(values(schedule, steps), [PEAK, PEAK, PEAK / 2], rtol=1e-6)
+    schedule = build_schedule("step", PEAK, far, {"boundaries": (1,), "factor": 0.5})
+    # float32 has no 2**24 + 1.
+    np.testing.assert_allclose(values(schedule, [far, far + 1]), [PEAK, PEAK / 2], rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64", "float32"])
