@@ -132,6 +132,7 @@ class IndexedBatches(Batches):
     def _reader(self, shard, policy, shuffle, steps, last):
         """The function from a global step to a worker's share of it."""
         full = min(self.global_batch_size, self.num_examples)
+        may_be_empty = bool(last) and not shards.worker_size(last, shard)
         cut = order.BatchCut(shard, policy, self._seed, full, 0 if last == full else last)
 
         def read(step):
@@ -139,7 +140,9 @@ class IndexedBatches(Batches):
             positions, count = cut(tf.equal(within, steps - 1), epoch, within)
             indices = positions + within * self.global_batch_size
             if shuffle:
-                indices = order.shuffled(indices, self._seed, epoch, self.num_examples)
+                indices = order.shuffled(
+                    indices, self._seed, epoch, self.num_examples, may_be_empty
+                )
             if self._subset is not None:
                 indices = tf.gather(self._subset, indices)
             share = self._transform(self.source.read(indices))

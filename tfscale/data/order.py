@@ -13,7 +13,7 @@ from tfscale.data import shards
 HELD_OUT = -1  # stands where an epoch would: the order by which validation data is held out
 
 
-def shuffled(indices, seed, epoch, num_examples):
+def shuffled(indices, seed, epoch, num_examples, may_be_empty=False):
     """Return where the examples at these positions of a shuffled epoch stand in the split.
 
     Args:
@@ -21,12 +21,18 @@ def shuffled(indices, seed, epoch, num_examples):
         seed: the seed of the order, a Python int.
         epoch: int64 scalar; each epoch has an order of its own.
         num_examples: examples in the split.
+        may_be_empty: whether `indices` is a vector that may have no element.
 
     Returns:
         An int64 tensor of the shape of `indices`. Over all positions it is a permutation.
     """
     key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
-    return tf.random.experimental.index_shuffle(indices, key, np.int64(num_examples - 1))
+    last = np.int64(num_examples - 1)
+    if not may_be_empty:
+        return tf.random.experimental.index_shuffle(indices, key, last)
+    # TensorFlow's shuffle refuses an empty vector, so one index is added and cut off again.
+    padded = tf.concat([indices, tf.zeros([1], tf.int64)], 0)
+    return tf.random.experimental.index_shuffle(padded, key, last)[:-1]
 
 
 def positions(num_examples, shard, policy, key):
