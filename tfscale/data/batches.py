@@ -36,7 +36,8 @@ class Batches:
 
         Returns:
             A prefetched dataset of `(share, global_count)`. A share holds the examples of the
-            worker's first replica, then of its second, and so on, and may be empty; replica i
+            worker's first replica, then of its second, and so on; a global batch smaller than
+            the number of replicas is given to each of them in whole. Replica i
             of the m on a worker has `shards.share_size(len(share), i, m)` of them.
             `global_count` is an int32 scalar, the examples in the whole global batch.
 
@@ -132,7 +133,6 @@ class IndexedBatches(Batches):
     def _reader(self, shard, policy, shuffle, steps, last):
         """The function from a global step to a worker's share of it."""
         full = min(self.global_batch_size, self.num_examples)
-        may_be_empty = bool(last) and not shards.worker_size(last, shard)
         cut = order.BatchCut(shard, policy, self._seed, full, 0 if last == full else last)
 
         def read(step):
@@ -140,9 +140,7 @@ class IndexedBatches(Batches):
             positions, count = cut(tf.equal(within, steps - 1), epoch, within)
             indices = positions + within * self.global_batch_size
             if shuffle:
-                indices = order.shuffled(
-                    indices, self._seed, epoch, self.num_examples, may_be_empty
-                )
+                indices = order.shuffled(indices, self._seed, epoch, self.num_examples)
             if self._subset is not None:
                 indices = tf.gather(self._subset, indices)
             share = self._transform(self.source.read(indices))

@@ -13,7 +13,7 @@ from tfscale.data import shards
 HELD_OUT = -1  # stands where an epoch would: the order by which validation data is held out
 
 
-def shuffled(indices, seed, epoch, num_examples, may_be_empty=False):
+def shuffled(indices, seed, epoch, num_examples):
     """Return where the examples at these positions of a shuffled epoch stand in the split.
 
     Args:
@@ -21,18 +21,13 @@ def shuffled(indices, seed, epoch, num_examples, may_be_empty=False):
         seed: the seed of the order, a Python int.
         epoch: int64 scalar; each epoch has an order of its own.
         num_examples: examples in the split.
-        may_be_empty: whether `indices` is a vector that may have no element.
 
     Returns:
         An int64 tensor of the shape of `indices`. Over all positions it is a permutation.
     """
     key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
     last = np.int64(num_examples - 1)
-    if not may_be_empty:
-        return tf.random.experimental.index_shuffle(indices, key, last)
-    # TensorFlow's shuffle refuses an empty vector, so one index is added and cut off again.
-    padded = tf.concat([indices, tf.zeros([1], tf.int64)], 0)
-    return tf.random.experimental.index_shuffle(padded, key, last)[:-1]
+    return tf.random.experimental.index_shuffle(indices, key, last)
 
 
 def positions(num_examples, shard, policy, key):
@@ -47,6 +42,16 @@ def positions(num_examples, shard, policy, key):
     Returns:
         An int64 vector, equal to `shards.worker_positions` for the same arguments.
     """
+    whole = tf.tile(tf.range(num_examples), [shard.replicas_per_worker])
+    return tf.cond(
+        num_examples < shard.num_replicas,
+        lambda: whole,
+        lambda: _cut(num_examples, shard, policy, key),
+    )
+
+
+def _cut(num_examples, shard, policy, key):
+    """`positions` of a batch with at least one example for each replica."""
     count = shard.num_replicas
     order = _random_order(num_examples, key) if policy == "random" else None
     if policy == "interleaved":

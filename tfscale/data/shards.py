@@ -122,17 +122,19 @@ def share_positions(
 def worker_positions(
     num_examples: int, shard: Shard, policy: str, key: Sequence[int] | None = None
 ) -> np.ndarray:
-    """Return a worker's positions in one global batch, those of its first replica first."""
+    """Return a worker's positions in one global batch, those of its first replica first.
+
+    A batch smaller than the number of replicas, which only the end of an epoch brings, is given
+    to every replica in whole: what replicas compute together is then the same as if each had a
+    share, and no replica has to work on a batch of no examples, where kernels fail.
+    """
+    if num_examples < shard.num_replicas:
+        return np.tile(np.arange(num_examples, dtype=np.int64), shard.replicas_per_worker)
     shares = [
         np.asarray(share_positions(num_examples, r, shard.num_replicas, policy, key), np.int64)
         for r in shard.replicas
     ]
     return np.concatenate(shares)
-
-
-def worker_size(num_examples: int, shard: Shard) -> int:
-    """Return how many examples of a global batch a worker's replicas train on together."""
-    return sum(share_size(num_examples, r, shard.num_replicas) for r in shard.replicas)
 
 
 def mix(value):

@@ -13,16 +13,15 @@ import tensorflow as tf
 from tfscale.training import reduction as reduction_lib
 
 
-def cut_share(worker_share, global_count, replicas_per_worker, may_be_small=False):
+def cut_share(worker_share, global_count, replicas_per_worker):
     """Return the examples of the calling replica and its `Share` of the global batch.
 
     Args:
         worker_share: a nested structure of tensors, the examples of this worker's replicas one
-            after the other.
+            after the other; where the global batch has fewer examples than there are replicas,
+            the whole of it for each of them.
         global_count: examples of the global batch, an int32 scalar.
         replicas_per_worker: replicas that this worker runs.
-        may_be_small: some global batch may have fewer examples than there are replicas; each
-            replica then gets all of them.
 
     Returns:
         The replica's part of the structure and its `reduction.Share`.
@@ -32,35 +31,30 @@ def cut_share(worker_share, global_count, replicas_per_worker, may_be_small=Fals
     if num_replicas == 1:
         return worker_share, reduction_lib.Share(global_count, global_count, 1)
     replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
-    first = (replica // replicas_per_worker) * replicas_per_worker
-    begin = _first_position(replica, global_count, num_replicas)
-    rows = _first_position(replica + 1, global_count, num_replicas) - begin
-    offset = begin - _first_position(first, global_count, num_replicas)
-    if may_be_small:
-        small = global_count < num_replicas
-        share = reduction_lib.Share(
-            rows=tf.where(small, global_count, rows),
-            all_rows=tf.where(small, global_count * num_replicas, global_count),
-            num_replicas=num_replicas,
-            counted=rows,
-            first_counted=tf.where(small, begin, 0),
-        )
-        offset = tf.where(small, (replica - first) * global_count, offset)
-    else:
-        share = reduction_lib.Share(rows, global_count, num_replicas)
+    worker_rows = tf.shape(tf.nest.flatten(worker_share)[0])[0]
+    local = replica % replicas_per_worker
+    begin = _first_position(local, worker_rows, replicas_per_worker)
+    rows = _first_position(local + 1, worker_rows, replicas_per_worker) - begin
+    small = global_count < num_replicas
+    share = reduction_lib.Share(
+        rows=rows,
+        all_rows=tf.where(small, global_count * num_replicas, global_count),
+        num_replicas=num_replicas,
+        counted=tf.where(small, tf.cast(replica < global_count, tf.int32), rows),
+        first_counted=tf.where(small, replica, 0),
+    )
     if replicas_per_worker == 1:
         return worker_share, share
     # On the host, so that only this replica's examples travel to its device.
     with tf.device("/device:CPU:0"):
-        part = tf.nest.map_structure(lambda t: t[offset : offset + share.rows], worker_share)
+        part = tf.nest.map_structure(lambda t: t[begin : begin + rows], worker_share)
     return part, share
 
 
-def _first_position(replica, global_count, num_replicas):
-    """Where a replica begins when shares that differ by at most one stand in a row."""
-    return replica * (global_count // num_replicas) + tf.minimum(
-        replica, global_count % num_replicas
-    )
+def _first_position(share, num_examples, num_shares):
+    """Where a share begins when shares that differ by at most one stand in a row."""
+    quotient, rest = num_examples // num_shares, num_examples % num_shares
+    return share * quotient + tf.minimum(share, rest)
 
 
 @contextlib.contextmanager
