@@ -48,7 +48,9 @@ def test_a_share_splits_among_local_replicas_as_among_all(workers, replicas):
     for num_examples in range(60):
         for worker in range(workers):
             shard = shards.Shard(worker, workers, replicas)
-            local = shards.worker_size(num_examples, shard)
+            local = sum(
+                shards.share_size(num_examples, r, shard.num_replicas) for r in shard.replicas
+            )
             assert [shards.share_size(local, i, replicas) for i in range(replicas)] == [
                 shards.share_size(num_examples, r, shard.num_replicas) for r in shard.replicas
             ]
@@ -70,6 +72,12 @@ def test_impossible_shares_are_refused():
         shards.share_positions(5, 0, 3, "blok")
     with pytest.raises(ValueError, match="needs a `key`"):
         shards.share_positions(5, 0, 3, "random")
+
+
+def test_a_batch_smaller_than_the_replicas_goes_to_each_in_whole():
+    for worker in range(2):
+        shard = shards.Shard(worker, 2, 2)
+        assert shards.worker_positions(3, shard, "random", (0,)).tolist() == [0, 1, 2] * 2
 
 
 def test_importing_shards_imports_no_tensorflow():

@@ -91,11 +91,14 @@ def test_auto_cuts_by_file_where_files_divide_evenly(sharded_digits):
     ) == ("example")
 
 
-def test_more_workers_than_files_get_empty_shares(sharded_digits, all_images):
+def test_by_file_every_replica_has_an_example_in_every_step(sharded_digits):
     made = digits_stream(sharded_digits, stream_sharding="file").train
-    passes = [images(made.dataset(shards.Shard(w, 7)).take(45)) for w in range(7)]
-    assert sorted(i for one in passes for s, _ in one for i in s) == sorted(all_images)
-    assert all(len(share) == 0 for share, _ in passes[6])
+    with pytest.raises(ValueError, match="5 files, which give the 7 workers.*'example'"):
+        made.dataset(shards.Shard(0, 7))
+    with pytest.raises(ValueError, match="every replica"):
+        made.dataset(shards.Shard(0, 4, 7))
+    auto = digits_stream(sharded_digits).train
+    assert auto.sharding(shards.Shard(0, 7)) == auto.sharding(shards.Shard(0, 4, 7)) == "example"
 
 
 def test_stream_drops_the_remainder_and_epoch_keeps_the_order(sharded_digits, all_images):
@@ -137,14 +140,6 @@ def test_array_record_files_are_read_at_random(record_digits, all_images):
     whole = [i for share, _ in images(memory.train.epoch(shards.Shard())) for i in share]
     held = [i for share, _ in images(memory.validation.epoch(shards.Shard())) for i in share]
     assert sorted(whole + held) == sorted(all_images)
-
-
-def test_array_record_shares_may_be_empty(record_digits):
-    config = DataConfig(data_dir=record_digits, memory_limit_bytes=0, global_batch_size=4)
-    made = load.load(config).train
-    assert NUM_TRAIN % 4 == 1
-    share, count = next(iter(made.dataset(shards.Shard(3, 4), made.steps_per_epoch - 1)))
-    assert (share[0].shape, int(count)) == ((0, 8, 8, 1), 1)
 
 
 def test_impossible_streams_are_refused(sharded_digits):

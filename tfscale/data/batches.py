@@ -50,7 +50,8 @@ class Batches:
         """Return one pass in the original order, for evaluation and prediction.
 
         Nothing is shuffled or dropped and each replica has a consecutive block of every global
-        batch, so the workers' results put one after another are in the order of the split.
+        batch, so the workers' shares put one after another are in the order of the split; a
+        batch smaller than the number of replicas is given to each of them in whole.
 
         Args:
             shard: the worker and its replicas.

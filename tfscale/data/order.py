@@ -10,8 +10,6 @@ import tensorflow as tf
 
 from tfscale.data import shards
 
-HELD_OUT = -1  # stands where an epoch would: the order by which validation data is held out
-
 
 def shuffled(indices, seed, epoch, num_examples):
     """Return where the examples at these positions of a shuffled epoch stand in the split.
@@ -26,8 +24,7 @@ def shuffled(indices, seed, epoch, num_examples):
         An int64 tensor of the shape of `indices`. Over all positions it is a permutation.
     """
     key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
-    last = np.int64(num_examples - 1)
-    return tf.random.experimental.index_shuffle(indices, key, last)
+    return tf.random.experimental.index_shuffle(indices, key, np.int64(num_examples - 1))
 
 
 def positions(num_examples, shard, policy, key):

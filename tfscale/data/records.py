@@ -37,7 +37,7 @@ class Decoder:
         self.element_spec = self._supervised(self._features.get_tensor_spec())
 
     def __call__(self, serialized):
-        """Return the examples of a vector of records, which may be empty."""
+        """Return the examples of a vector of records."""
 
         def one(record):
             return self._supervised(self._features.deserialize_example(record))
@@ -77,8 +77,6 @@ class RecordSource:
         yield from self._fetch(picks)
 
     def _fetch(self, indices):
-        if not len(indices):
-            return np.zeros(0, np.bytes_)
         return np.array(self._records.__getitems__(indices.tolist()), dtype=object)
 
 

@@ -23,7 +23,7 @@ class StreamBatches(batches.Batches):
     Every epoch has `ceil(num_examples / global_batch_size)` steps on every worker, with either
     cut. By example, the batches are full but for the last. By file, each worker spreads its
     examples evenly over the steps, so a global batch may differ from the others by one example
-    a worker, and no worker runs out early.
+    a worker, no worker runs out early, and every replica has an example in every step.
 
     Args:
         source: a `records.StreamSource`.
@@ -80,17 +80,30 @@ class StreamBatches(batches.Batches):
         self._transform = transform or (lambda share: share)
 
     def sharding(self, shard):
-        """Return "file" or "example": how this many workers divide the stream."""
-        if self._sharding != "auto":
-            return self._sharding
+        """Return "file" or "example": how this many workers divide the stream.
+
+        Raises:
+            ValueError: if it is to be cut by file, and some replica would have no example.
+        """
+        if self._sharding == "example" or shard.num_workers == 1:
+            return "example"
         sizes = [_size(self._files_of(w, shard)) for w in range(shard.num_workers)]
-        even = self.num_examples / shard.num_workers
-        return "file" if max(sizes) <= _IMBALANCE * even else "example"
+        enough = min(sizes) // self.steps_per_epoch >= shard.replicas_per_worker
+        if self._sharding == "auto":
+            even = self.num_examples / shard.num_workers
+            return "file" if enough and max(sizes) <= _IMBALANCE * even else "example"
+        if not enough:
+            raise ValueError(
+                "A stream cut by file must have an example a step for every replica. Received: "
+                f"{len(self.source.pieces)} files, which give the {shard.num_workers} workers "
+                f"{', '.join(map(str, sizes))} examples for {self.steps_per_epoch} steps. "
+                "Use stream_sharding='example', or prepare the data with more files."
+            )
+        return "file"
 
     def dataset(self, shard, start_step=0):
         checks.check_enough_replicas(self.global_batch_size, shard)
-        by_file = shard.num_workers > 1 and self.sharding(shard) == "file"
-        epoch_shares = self._by_file if by_file else self._by_example
+        epoch_shares = self._by_file if self.sharding(shard) == "file" else self._by_example
         first_epoch, first_step = divmod(start_step, self.steps_per_epoch)
 
         def epoch_of(epoch):
@@ -98,6 +111,7 @@ class StreamBatches(batches.Batches):
             return epoch_shares(shard, self._policy, epoch, start)
 
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+        epoch_of = tf.autograph.experimental.do_not_convert(epoch_of)
         return batches.pipeline(epochs.flat_map(epoch_of), self._decode)
 
     def epoch(self, shard):
@@ -117,6 +131,7 @@ class StreamBatches(batches.Batches):
                 batch = tf.gather(batch, order.positions(count, shard, policy, key))
             return batch, tf.cast(count, tf.int32)
 
+        cut = tf.autograph.experimental.do_not_convert(cut)
         return stream.enumerate().map(cut, num_parallel_calls=tf.data.AUTOTUNE)
 
     def _by_file(self, shard, policy, epoch, start):
@@ -145,8 +160,6 @@ class StreamBatches(batches.Batches):
             return batch[: share(step, mine)], tf.cast(tf.reduce_sum(counts), tf.int32)
 
         numbers = tf.data.Dataset.range(start, steps)
-        if not slots:
-            return numbers.map(lambda s: cut(s, tf.zeros([0], tf.string)))
         padding = tf.data.Dataset.from_tensors("").repeat()
         filled = tf.data.Dataset.choose_from_datasets(
             [examples, padding], numbers.flat_map(choices), stop_on_empty_dataset=False
@@ -162,8 +175,6 @@ class StreamBatches(batches.Batches):
 
     def _records(self, pieces, epoch):
         """The serialized records of some files, in the order of an epoch; None: as they stand."""
-        if not pieces:
-            return tf.data.Dataset.from_tensor_slices(tf.zeros([0], tf.string))
         paths = tf.constant([p.path for p in pieces])
         skips = tf.constant([p.skip for p in pieces], tf.int64)
         sizes = tf.constant([p.num_examples for p in pieces], tf.int64)
