@@ -70,7 +70,7 @@ class OptimizerConfig:
     """The Keras optimizer."""
 
     name: str = _field("adam", "a Keras identifier: sgd, adam, adamw, rmsprop, lion, ...")
-    learning_rate: float = _field(2e-3, "peak of the schedule")
+    learning_rate: float = _field(3e-3, "peak of the schedule")
     clipnorm: float | None = _field(None, "bound of each gradient's norm, after the reduction")
     global_clipnorm: float | None = _field(None, "bound of the norm of all gradients together")
     clipvalue: float | None = _field(None, "bound of each gradient element")
@@ -83,7 +83,7 @@ class OptimizerConfig:
 class ScheduleConfig:
     """The learning rate over the steps of the run."""
 
-    name: str = _field("constant", "constant, exponential, step or cosine")
+    name: str = _field("cosine", "constant, exponential, step or cosine")
     warmup_steps: int = _field(0, "steps of linear warmup in front of the schedule")
     arguments: dict[str, Any] = _field(
         {}, "the schedule's arguments: --config.schedule.arguments.decay_steps=1000"

@@ -22,6 +22,7 @@ from tfscale.command_line import check_types
 from tfscale.config import RunConfig
 from tfscale.data import load as load_lib
 from tfscale.models import objectives
+from tfscale.optimizers import schedules  # noqa: F401  (registers LinearWarmup for loading)
 from tfscale.monitor import run_log
 from tfscale.training import checkpoint as checkpoint_lib
 from tfscale.training import evaluator, prepare

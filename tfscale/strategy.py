@@ -4,6 +4,7 @@ Call `make_strategy` before any other TensorFlow operation: devices, and the con
 workers, can be set up only once in a process. On GPUs memory grows as needed and NCCL reduces.
 """
 
+import functools
 import os
 
 import keras
@@ -56,7 +57,7 @@ def make_strategy(
         gpus = tf.config.list_logical_devices("GPU")
         return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
     if name == "mirrored":
-        return tf.distribute.MirroredStrategy(_mirrored_devices(num_replicas))
+        return _mirrored(tuple(_mirrored_devices(num_replicas)))
     return _multiworker(cluster, start_timeout_seconds)
 
 
@@ -157,6 +158,16 @@ def _mirrored_devices(num_replicas):
                 "Call tfscale.make_strategy first in the script."
             ) from None
     return [f"CPU:{i}" for i in range(num_replicas)]
+
+
+@functools.cache
+def _mirrored(devices):
+    """The one mirrored strategy over these devices.
+
+    A second one would number its collectives from the start again, and TensorFlow 2.21 refuses a
+    number that it has seen with another shape: "Shape mismatch in the collective instance".
+    """
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def _multiworker(cluster, start_timeout_seconds):

@@ -182,7 +182,9 @@ class MeanReduction:
         Returns:
             The sums, in the same order.
         """
-        present = [gradient for gradient in gradients if gradient is not None]
+        # Made dense: the rows of an `IndexedSlices` change from step to step, and a collective in
+        # a graph's loop keeps the shape of its first turn.
+        present = [tf.convert_to_tensor(gradient) for gradient in gradients if gradient is not None]
         if not present:
             return list(gradients)
         options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=self.bucket_bytes)
