@@ -159,3 +159,10 @@ def test_pieces_are_cut_by_example():
     train, held = stream.held_out(source, 4, seed=1)
     assert (train.num_examples, held.num_examples) == (6, 4)
     assert np.sum([p.num_examples for p in train.pieces]) == 6
+
+
+def test_files_are_read_in_an_order_of_their_own_every_epoch(sharded_digits, all_images):
+    made = digits_stream(sharded_digits, shuffle_buffer=1, global_batch_size=NUM_TRAIN).train
+    epochs = [share for share, _ in images(made.dataset(shards.Shard()).take(3))]
+    assert len({share[0] for share in epochs}) > 1
+    assert all(sorted(share) == sorted(all_images) for share in epochs)
