@@ -4,11 +4,11 @@ Owns the choice of the sub-command; each sub-command reads its own flags. A sub-
 imported when it is called, so that help and errors do not wait for TensorFlow.
 """
 
-import difflib
 import importlib
 import sys
 
 import tfscale
+from tfscale import names
 
 COMMANDS = {
     "fit": "train a model",
@@ -47,11 +47,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"tfscale {tfscale.__version__}")
         return 0
     if command not in COMMANDS:
-        matches = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f" Did you mean {matches[0]!r}?" if matches else ""
         print(
-            f"tfscale has the commands {', '.join(COMMANDS)}. Received: {command!r}.{hint} "
-            "See tfscale --help.",
+            f"tfscale has the commands {', '.join(COMMANDS)}. Received: {command!r}."
+            f"{names.nearest(command, COMMANDS)} See tfscale --help.",
             file=sys.stderr,
         )
         return 2

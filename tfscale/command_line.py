@@ -8,7 +8,6 @@ here imports TensorFlow. Each entry point defines its own flags, inside its `mai
 import ast
 import contextlib
 import dataclasses
-import difflib
 import importlib.util
 import json
 import os
@@ -23,6 +22,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from tfscale.config import RunConfig
+from tfscale.names import closest
 
 
 class UsageError(ValueError):
@@ -248,10 +248,9 @@ def _literal(text):
 
 def _check_name(name, known, where):
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise UsageError(
-            f"{where} has no `{name}`. Did you mean {where}.{near}? It has: {', '.join(known)}."
-        )
+        near = closest(name, known)
+        hint = f" Did you mean {where}.{near}?" if near else ""
+        raise UsageError(f"{where} has no `{name}`.{hint} It has: {', '.join(known)}.")
 
 
 def _names(holder):

@@ -8,7 +8,7 @@ Importing this package does not import TensorFlow.
 import importlib
 import inspect
 
-from tfscale.models.arguments import check_known
+from tfscale.names import check_known
 
 BUILDERS = {
     "convnet": "tfscale.models.convolutional:convnet",

@@ -1,40 +1,15 @@
 """What a builder's arguments may be, and what is said when they are not.
 
-Owns the checks of names, shapes, sizes and shares, and the choice of a number by layer.
+Owns the checks of shapes, sizes and shares, and the choice of a number by layer.
 Does not own the builders. No TensorFlow here.
 """
 
-import difflib
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the known name closest to `name`, "" if none is close."""
-    matches = difflib.get_close_matches(str(name).lower(), list(known), n=1)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
-
-
-def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a name that is not among the known ones.
-
-    Args:
-        what: the thing that takes the names, as the error shall call it.
-        given: names as the user typed them.
-        known: names that exist.
-
-    Raises:
-        ValueError: at the first unknown name, with the nearest and all known ones.
-    """
-    known = list(known)
-    for name in given:
-        if name not in known:
-            listed = ", ".join(known) if known else "none"
-            raise ValueError(
-                f"{what} is unknown. Received: {name!r}.{nearest(name, known)} Known: {listed}."
-            )
+from tfscale.names import check_known
 
 
 def check_size(name: str, value: Any) -> int:

@@ -6,7 +6,7 @@ after the layer it follows ("dropout_dense_1"). Logits stay in float32 under mix
 
 import keras
 
-from tfscale.models.arguments import check_known
+from tfscale.names import check_known
 
 
 def check_activation(activation):

@@ -9,7 +9,7 @@ import re
 
 import keras
 
-from tfscale.models.arguments import check_known
+from tfscale.names import check_known
 
 # Keras chooses the kind (binary, categorical, sparse) of these by the shapes, in `compile`.
 _CHOSEN_BY_KERAS = ("accuracy", "acc", "crossentropy", "ce")

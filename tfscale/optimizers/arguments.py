@@ -1,37 +1,10 @@
-"""Checks of what a user asks of an optimizer or a schedule: names, numbers, steps.
+"""Checks of what a user asks of an optimizer or a schedule: numbers, steps, kinds.
 
 No TensorFlow here.
 """
 
-import difflib
 import math
 import numbers
-
-
-def nearest(name, known):
-    """Return " Did you mean 'x'?" for the known name closest to `name`, "" if none is close."""
-    matches = difflib.get_close_matches(str(name).lower(), list(known), n=1)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
-
-
-def check_known(what, given, known):
-    """Refuse a name that is not among the known ones.
-
-    Args:
-        what: the thing that takes the names, as the error shall call it.
-        given: names as the user typed them.
-        known: names that exist.
-
-    Raises:
-        ValueError: at the first unknown name, with the nearest and all known ones.
-    """
-    known = list(known)
-    for name in given:
-        if name not in known:
-            listed = ", ".join(known) if known else "none"
-            raise ValueError(
-                f"{what} is unknown. Received: {name!r}.{nearest(name, known)} Known: {listed}."
-            )
 
 
 def check_positive(name, value):

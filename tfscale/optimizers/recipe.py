@@ -8,12 +8,8 @@ import inspect
 
 import keras
 
-from tfscale.optimizers.arguments import (
-    check_known,
-    check_like,
-    check_positive,
-    check_steps,
-)
+from tfscale.names import check_known
+from tfscale.optimizers.arguments import check_like, check_positive, check_steps
 from tfscale.optimizers.schedules import LinearWarmup
 
 _CLIPS = ("clipnorm", "global_clipnorm", "clipvalue")

@@ -9,12 +9,13 @@ and the functions in `keras.src.losses.loss` that scale by the number of replica
 
 import contextlib
 import dataclasses
-import difflib
 import threading
 
 import keras
 import tensorflow as tf
 from keras.src.losses import loss as keras_loss
+
+from tfscale.names import check_known
 
 _active = threading.local()
 
@@ -217,12 +218,7 @@ def build_reduction(name="mean", arguments=None):
     Raises:
         ValueError: for an unknown name or argument.
     """
-    if name not in _REDUCTIONS:
-        near = difflib.get_close_matches(name, _REDUCTIONS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"`reduction.name` must be one of {sorted(_REDUCTIONS)}. Received: {name!r}. "
-            f"Did you mean {near!r}?"
-        )
+    check_known("`reduction.name`", [name], _REDUCTIONS)
     try:
         return _REDUCTIONS[name](**(arguments or {}))
     except TypeError as error:
