@@ -4,7 +4,9 @@ Owns their preparation: no network, on first use, by any number of processes at 
 differ along the original file, so it is shuffled once, by a fixed seed, before the split.
 """
 
+import contextlib
 import gzip
+import io
 import os
 import pathlib
 import shutil
@@ -89,7 +91,9 @@ def prepare(data_dir, *, num_shards=None, file_format=None):
         tfds.disable_progress_bar()
         builder = Digits(data_dir=scratch, file_format=file_format)
         config = tfds.download.DownloadConfig(num_shards=num_shards)
-        builder.download_and_prepare(download_config=config)
+        # TFDS announces a download on standard output, where there is none.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(download_config=config)
         try:
             os.rename(os.path.join(scratch, NAME, str(Digits.VERSION)), prepared)
         except OSError:

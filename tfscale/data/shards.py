@@ -87,7 +87,7 @@ def share_positions(
     count: int,
     policy: str = "interleaved",
     key: Sequence[int] | None = None,
-) -> Sequence[int]:
+) -> Sequence[int] | np.ndarray:
     """Return the positions in one global batch that belong to one share.
 
     Args:
