@@ -15,6 +15,7 @@ import pathlib
 import re
 import sys
 import tempfile
+import traceback
 import types
 import typing
 
@@ -79,22 +80,21 @@ def load_config(path):
     Raises:
         UsageError: if there is no such file, or it holds something else.
     """
-    path = pathlib.Path(path)
     rule = "--config must be a .py file with get_config() or a .json file."
+    if not str(path):
+        raise UsageError(f"{rule} Received: no name. Write --config=FILE, or leave it out.")
+    path = pathlib.Path(path)
     if not path.is_file():
         raise UsageError(f"{rule} Received: {path}, which does not exist. See experiments/.")
     if path.suffix == ".json":
         try:
             fields = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
+        except (OSError, ValueError) as error:
             raise UsageError(f"{rule} Received: {path}, which is not JSON: {error}.") from None
         return config_from_dict(fields)
     if path.suffix != ".py":
         raise UsageError(f"{rule} Received: {path}.")
-    spec = importlib.util.spec_from_file_location(f"tfscale_config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config() if hasattr(module, "get_config") else None
+    config = _call_get_config(path, rule)
     if not isinstance(config, RunConfig):
         raise UsageError(f"{rule} Received: {path}, whose get_config() gives {type(config)}.")
     check_types(config)
@@ -108,6 +108,8 @@ def config_from_dict(fields):
         UsageError: for an unknown name or a value of another type.
     """
     config = RunConfig()
+    if not isinstance(fields, dict):
+        raise UsageError(f"A configuration must be an object of sections. Received: {fields!r}.")
     for section, values in fields.items():
         _check_name(section, _names(config), "--config")
         if not isinstance(values, dict):
@@ -177,11 +179,36 @@ def quiet_import():
 def _define_config(values, argv):
     """Define the configuration's flags; return the arguments that are left to parse."""
     argv, file = _take_file(argv)
-    config = load_config(file) if file else RunConfig()
-    argv = [_checked_override(config, argument) for argument in argv]
-    argv = [argument for argument in argv if argument is not None]
-    config_flags.DEFINE_config_dataclass("config", config, "the run", flag_values=values)
+    config = RunConfig() if file is None else load_config(file)
+    left = []
+    for argument in argv:
+        checked = _checked_override(config, argument)
+        if checked is None:  # It is set; what was typed before it no longer counts.
+            name = argument.partition("=")[0]
+            left = [other for other in left if other.partition("=")[0] != name]
+        else:
+            left.append(checked)
+    argv = left
+    config_flags.DEFINE_config_dataclass(
+        "config", config, "the run", flag_values=values, sys_argv=["tfscale", *argv]
+    )
     return argv
+
+
+def _call_get_config(path, rule):
+    """Return what a Python file's `get_config()` gives, None where there is no such function."""
+    spec = importlib.util.spec_from_file_location(f"tfscale_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config() if hasattr(module, "get_config") else None
+    except Exception as error:  # A user's own file may fail in any way.
+        frames = traceback.extract_tb(error.__traceback__)
+        line = [f", line {frame.lineno}" for frame in frames if frame.filename == str(path)][-1:]
+        raise UsageError(
+            f"{rule} Received: {path}, which fails: {type(error).__name__}: {error}"
+            f"{''.join(line)}. Mend the file."
+        ) from None
 
 
 def _take_file(argv):
@@ -199,7 +226,8 @@ def _take_file(argv):
 def _checked_override(config, argument):
     """Check the name of one `--config.section.field=value`, and write lists as tuples.
 
-    Returns None for an entry of a dict, such as a builder's argument, which is set here.
+    Returns None for what is set here: an entry of a dict, such as a builder's argument, and the
+    word none, which the flags do not take for a number.
     """
     name, equals, value = argument.partition("=")
     if not name.lstrip("-").startswith("config."):
@@ -219,9 +247,22 @@ def _checked_override(config, argument):
         return None
     if len(path) > 2:
         raise UsageError(f"`{path[0]}.{path[1]}` has no fields of its own. Received: {argument}.")
-    if typing.get_origin(kind) is tuple and equals and not value.startswith(("(", "[")):
-        return f"{name}={tuple(part for part in value.split(',') if part)!r}"
+    if type(None) in typing.get_args(kind) and value.lower() == "none":
+        setattr(holder, path[1], None)
+        return None
+    if typing.get_origin(kind) is tuple and equals:
+        return f"{name}={_parts(value, argument)!r}"
     return argument
+
+
+def _parts(value, argument):
+    """The tuple that `a,b` or `('a', 'b')` stands for."""
+    if not value.startswith(("(", "[")):
+        return tuple(part for part in value.split(",") if part)
+    parts = _literal(value)
+    if not isinstance(parts, (tuple, list)):
+        raise UsageError(f"A list must be written as a,b or ('a', 'b'). Received: {argument}.")
+    return tuple(parts)
 
 
 def _set_argument(arguments, path, argument):
@@ -234,6 +275,11 @@ def _set_argument(arguments, path, argument):
         )
     for key in path[2:-1]:
         arguments = arguments.setdefault(key, {})
+        if not isinstance(arguments, dict):
+            raise UsageError(
+                f"`{path[0]}.{path[1]}`: {key} has no arguments of its own. "
+                f"Received: {argument}. Its value is {arguments!r}."
+            )
     arguments[path[-1]] = _literal(value)
 
 

@@ -13,6 +13,7 @@ from absl import flags
 
 from tfscale import command_line, evaluate, run_folder
 from tfscale.cluster import environment, local
+from tfscale.names import nearest
 
 USAGE = """Train a Keras model on one device, on several replicas, or on many workers.
 
@@ -72,7 +73,8 @@ def _starts_workers(values, cluster):
     strategies = ("auto", "onedevice", "mirrored", "multiworker")
     if values.strategy not in strategies:
         raise command_line.UsageError(
-            f"--strategy must be one of {', '.join(strategies)}. Received: {values.strategy!r}."
+            f"--strategy must be one of {', '.join(strategies)}. "
+            f"Received: {values.strategy!r}.{nearest(values.strategy, strategies)}"
         )
     if cluster.workers:
         if values.workers not in (0, len(cluster.workers)) and not cluster.is_evaluator:
