@@ -30,6 +30,7 @@ class Share:
     the metrics.
 
     Args:
+        global_count: examples of the global batch, an int32 scalar.
         rows: examples that this replica computes, an int32 scalar, at least 1.
         all_rows: rows of all replicas together, an int32 scalar.
         num_replicas: replicas that share the batch.
@@ -38,6 +39,7 @@ class Share:
         loss_is_weighted: the step weighs its loss itself, so its gradients are not weighed again.
     """
 
+    global_count: tf.Tensor
     rows: tf.Tensor
     all_rows: tf.Tensor
     num_replicas: int
@@ -75,25 +77,11 @@ def replica_share(share):
         _active.share = previous
 
 
-@contextlib.contextmanager
-def per_output_losses(share):
-    """Inside, Keras' trackers of the losses of single outputs count this share as it weighs.
-
-    Keras gives these trackers one value a batch without a weight. Each replica hands in its
-    value times `num_replicas * weight`, so that their mean is the loss of the batch.
-    """
-    previous = getattr(_active, "output_share", None)
-    _active.output_share = share
-    try:
-        yield
-    finally:
-        _active.output_share = previous
-
-
 _keras_scale = keras_loss.scale_loss_for_distribution
 _keras_unscale = keras_loss.unscale_loss_for_distribution
 _keras_reduce = keras_loss.reduce_weighted_values
 _keras_next_seed = keras.random.SeedGenerator.next
+_keras_update_mean = keras.metrics.Mean.update_state
 
 
 def _scale(value):
@@ -101,12 +89,19 @@ def _scale(value):
 
 
 def _unscale(value):
+    return value if getattr(_active, "share", None) else _keras_unscale(value)
+
+
+def _update_mean(self, values, sample_weight=None):
+    """A mean over a share that enters a metric as one number weighs by the share.
+
+    So do the losses of single outputs, and those that a model's own `train_step` tracks.
+    """
     share = getattr(_active, "share", None)
-    if share is None:
-        return _keras_unscale(value)
-    if getattr(_active, "output_share", None) is None:
-        return value
-    return value * tf.cast(share.num_replicas, value.dtype) * share.weight(value.dtype)
+    if share is not None and sample_weight is None and not tf.convert_to_tensor(values).shape.rank:
+        values = tf.cast(values, self.dtype)
+        values *= tf.cast(share.num_replicas, values.dtype) * share.weight(values.dtype)
+    return _keras_update_mean(self, values, sample_weight=sample_weight)
 
 
 def _reduce(values, sample_weight=None, mask=None, reduction="sum_over_batch_size", dtype=None):
@@ -115,14 +110,13 @@ def _reduce(values, sample_weight=None, mask=None, reduction="sum_over_batch_siz
     share = getattr(_active, "share", None)
     if share is None or loss.shape.rank != 0 or tf.convert_to_tensor(values).shape.rank == 0:
         return loss
-    weight = share.weight(loss.dtype)
     if reduction == "sum":
-        return tf.math.divide_no_nan(loss, weight)
+        return loss * tf.cast(share.global_count, loss.dtype) / tf.cast(share.rows, loss.dtype)
     divisor = _local_divisor(sample_weight, mask, reduction, loss.dtype)
     if divisor is None:
         return loss
     total = tf.distribute.get_replica_context().all_reduce("SUM", divisor)
-    return tf.math.divide_no_nan(loss * tf.math.divide_no_nan(divisor, total), weight)
+    return loss * tf.math.divide_no_nan(divisor, total) / share.weight(loss.dtype)
 
 
 def _local_divisor(sample_weight, mask, reduction, dtype):
@@ -154,6 +148,7 @@ def _install():
     keras_loss.unscale_loss_for_distribution = _unscale
     keras_loss.reduce_weighted_values = _reduce
     keras.random.SeedGenerator.next = _next_seed
+    keras.metrics.Mean.update_state = _update_mean
 
 
 class MeanReduction:

@@ -29,7 +29,7 @@ def cut_share(worker_share, global_count, replicas_per_worker):
     context = tf.distribute.get_replica_context()
     num_replicas = context.num_replicas_in_sync
     if num_replicas == 1:
-        return worker_share, reduction_lib.Share(global_count, global_count, 1)
+        return worker_share, reduction_lib.Share(global_count, global_count, global_count, 1)
     replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
     worker_rows = tf.shape(tf.nest.flatten(worker_share)[0])[0]
     local = replica % replicas_per_worker
@@ -37,6 +37,7 @@ def cut_share(worker_share, global_count, replicas_per_worker):
     rows = _first_position(local + 1, worker_rows, replicas_per_worker) - begin
     small = global_count < num_replicas
     share = reduction_lib.Share(
+        global_count=global_count,
         rows=rows,
         all_rows=tf.where(small, global_count * num_replicas, global_count),
         num_replicas=num_replicas,
@@ -82,7 +83,7 @@ def train_replica(model, data, share, jit_compile=False):
     def forward_backward():
         with tf.GradientTape() as tape:
             y_pred = model(x, training=True)
-            loss = _compute_loss(model, share, x, y, y_pred, sample_weight, training=True)
+            loss = model.compute_loss(x, y, y_pred, sample_weight, training=True)
             weighted = loss if share.num_replicas == 1 else loss * share.weight(loss.dtype)
             scaled = optimizer.scale_loss(weighted)
         return tape.gradient(scaled, model.trainable_variables), loss, y_pred
@@ -100,7 +101,7 @@ def test_replica(model, data, share):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     with _one_of_many(share):
         y_pred = model(x, training=False)
-        loss = _compute_loss(model, share, x, y, y_pred, sample_weight, training=False)
+        loss = model.compute_loss(x, y, y_pred, sample_weight, training=False)
         _track(model, loss, share, x, y, y_pred, sample_weight)
 
 
@@ -147,14 +148,6 @@ def own_step_replica(step, model, data, share):
 def overrides(model, method):
     """Say whether a model brings a step of its own, such as `train_step`."""
     return getattr(type(model), method) is not getattr(keras.Model, method)
-
-
-def _compute_loss(model, share, x, y, y_pred, sample_weight, training):
-    """The loss of Keras on this replica's rows."""
-    if share.num_replicas == 1:
-        return model.compute_loss(x, y, y_pred, sample_weight, training=training)
-    with reduction_lib.per_output_losses(share):
-        return model.compute_loss(x, y, y_pred, sample_weight, training=training)
 
 
 def _track(model, loss, share, x, y, y_pred, sample_weight):
