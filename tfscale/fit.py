@@ -104,7 +104,17 @@ def _run_workers(values, argv):
     run_dir = values.run_dir or run_folder.default_path(values.config, time.time())
     command = [sys.executable, "-m", "tfscale.fit", *argv, f"--run_dir={run_dir}"]
     log_dir = None if values.dry_run else os.path.join(run_dir, "logs")
-    return local.run_local_workers(command, values.workers, log_dir=log_dir)
+    # TensorFlow's ports are open on all interfaces, so workers that need no other machine get a
+    # network of their own.
+    needs_network = values.config.data.download or any(
+        "://" in path for path in (values.config.data.data_dir, run_dir)
+    )
+    return local.run_local_workers(
+        command,
+        values.workers,
+        log_dir=log_dir,
+        private_network=False if needs_network else None,
+    )
 
 
 def _list_models():

@@ -34,7 +34,7 @@ def run_local_workers(
     environ: Mapping[str, str] | None = None,
     stream=None,
     grace_seconds: float = 5.0,
-    private_network: bool = False,
+    private_network: bool | None = False,
 ) -> int:
     """Run `command` as every worker of a cluster on this machine and wait for all of them.
 
@@ -52,7 +52,8 @@ def run_local_workers(
         grace_seconds: time between the signal that asks a worker to end and SIGKILL.
         private_network: give the workers a network that has loopback and nothing else.
             TensorFlow's server listens on all interfaces; this is what keeps it from the outside,
-            and the workers from the internet. Needs Linux with user namespaces, or root.
+            and the workers from the internet. Needs Linux with user namespaces, or root; None
+            does with it where that is possible, and says so where it is not.
 
     Returns:
         0 if every worker returned 0, the exit code of the first one that failed (128+n for signal
@@ -69,7 +70,14 @@ def run_local_workers(
     printer = LinePrinter(sys.stdout if stream is None else stream)
     signals: list[int] = []
     with _recorded_signals(signals), contextlib.ExitStack() as cleanup:
-        namespace = cleanup.enter_context(_private_network()) if private_network else 0
+        namespace = 0
+        if private_network is not False:
+            try:
+                namespace = cleanup.enter_context(_private_network())
+            except ValueError as error:
+                if private_network:
+                    raise
+                print(f"warning: {error}", file=sys.stderr, flush=True)
         workers: list[_Worker] = []
         cleanup.callback(_kill_all, workers)
         for rank, own in enumerate(worker_environments(num_workers, environ)):
