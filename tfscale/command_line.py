@@ -69,6 +69,9 @@ def run(main, argv):
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr, flush=True)
+        return 130
 
 
 def load_config(path):

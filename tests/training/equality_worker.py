@@ -1,4 +1,4 @@
-"""One worker of the table "N workers equal one": runs the cases it is told to and hands the arrays over."""
+"""One worker of the table "N workers equal one": runs the cases it is told to."""
 
 import pathlib
 import sys

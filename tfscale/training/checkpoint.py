@@ -69,7 +69,10 @@ class Checkpoints:
         return self.directory / f"step-{step:08d}"
 
     def save(self, checkpoint):
-        """Write a checkpoint, then remove those that are too old. For the chief alone.
+        """Write a checkpoint, then remove those that it makes needless. For the chief alone.
+
+        These are the oldest, and those of later steps: a run that went on from an earlier
+        checkpoint has left them behind, and must not find them as its newest.
 
         Args:
             checkpoint: a `Checkpoint`; its `path` is not used.
@@ -91,7 +94,10 @@ class Checkpoints:
             shutil.rmtree(final)
         os.rename(beside, final)
         _sync(self.directory)
-        for step in self.steps()[: -self.keep_last]:
+        steps = self.steps()
+        left_behind = [step for step in steps if step > checkpoint.step]
+        too_old = [step for step in steps if step <= checkpoint.step][: -self.keep_last]
+        for step in left_behind + too_old:
             shutil.rmtree(self.path(step))
 
     def newest(self):

@@ -25,10 +25,10 @@ class Functions:
     def __init__(self, model, strategy, shard, train, test):
         self._model, self._strategy, self._shard = model, strategy, shard
         self._train, self._test = train, test
-        self.report_names, self._metric_names = (), ()
+        self.report_names = ()
         self.train_steps = tf.function(self._train_steps)
         self.test_steps = tf.function(self._test_steps)
-        self.metrics = tf.function(self._metrics)
+        self.metrics = tf.function(model.get_metrics_result)
         self.predict_step = tf.function(self._predict_step, reduce_retracing=True)
         self.reset_metrics = tf.function(model.reset_metrics)
         self.agree = tf.function(self._agree)
@@ -63,7 +63,7 @@ class Functions:
         means = tf.unstack(reports / tf.cast(num_steps, tf.float32))
         rate = getattr(self._model.optimizer, "learning_rate", 0.0)
         return (
-            self._metrics(),
+            self._model.get_metrics_result(),
             dict(zip(self.report_names, means, strict=True)),
             examples,
             tf.convert_to_tensor(rate),
@@ -83,22 +83,9 @@ class Functions:
 
         report = self._strategy.run(replica, args=(batch, global_count))
         self.report_names = tuple(names)
-        if names:
-            report = self._strategy.reduce("SUM", report, axis=None)
-        else:
-            report = tf.zeros([0])
+        # With nothing to report there is nothing to sum: no collective in the step.
+        report = self._strategy.reduce("SUM", report, axis=None) if names else tf.zeros([0])
         return report, tf.cast(global_count, tf.int64)
-
-    @tf.autograph.experimental.do_not_convert
-    def _metrics(self):
-        """Read the metrics, which sums them over all replicas."""
-        results = self._model.get_metrics_result()
-        self._metric_names = tuple(results)
-        return results
-
-    def in_order(self, results):
-        """Return metrics as floats, in the order of the model; TensorFlow sorts names."""
-        return {name: float(results[name]) for name in self._metric_names}
 
     def _test_steps(self, iterator, num_steps):
         """Score `num_steps` batches."""

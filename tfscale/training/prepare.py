@@ -58,7 +58,20 @@ def build(model, data, strategy):
                 model.reset_metrics()
         optimizer = model.optimizer
         if optimizer is not None and not optimizer.built:
-            optimizer.build(model.trainable_variables)
+            _build_optimizer(optimizer, model.trainable_variables)
+
+
+def _build_optimizer(optimizer, variables):
+    try:
+        optimizer.build(variables)
+    except RuntimeError as error:
+        if "Mixing different tf.distribute.Strategy" not in str(error):
+            raise
+        raise ValueError(
+            "The optimizer must be made in the scope of the strategy, as the model is. Received: "
+            f"{type(optimizer).__name__}, made outside of it. Move its line below "
+            "`with strategy.scope():`."
+        ) from None
 
 
 def warn_about_local_statistics(model):

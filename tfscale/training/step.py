@@ -6,6 +6,7 @@ A step is written as for one device; `reduction.replica_share` makes it one of m
 
 import contextlib
 import dataclasses
+import functools
 
 import keras
 import tensorflow as tf
@@ -143,6 +144,39 @@ def own_step_replica(step, model, data, share):
     return {
         name: tf.reduce_mean(tf.cast(value, tf.float32)) * weight for name, value in report.items()
     }
+
+
+def train_function(model, step=None, jit_compile=False):
+    """Return what one replica does to train: `(data, share) -> dict of weighted reports`.
+
+    Args:
+        model: the `keras.Model`; one that overrides `train_step` is trained by that.
+        step: a step of the user's own, which comes before both; or None.
+        jit_compile: as for `train_replica`.
+    """
+    if step is not None:
+        return functools.partial(own_step_replica, step, model)
+    if overrides(model, "train_step"):
+        tracked = set(model.get_metrics_result())
+
+        def train_step(model, data):
+            logs = model.train_step(data)
+            return {name: value for name, value in logs.items() if name not in tracked}
+
+        return functools.partial(own_step_replica, train_step, model)
+
+    def train(data, share):
+        train_replica(model, data, share, jit_compile)
+        return {}
+
+    return train
+
+
+def test_function(model):
+    """Return what one replica does to score its share: `(data, share)`."""
+    if not overrides(model, "test_step"):
+        return functools.partial(test_replica, model)
+    return functools.partial(own_step_replica, lambda model, data: model.test_step(data), model)
 
 
 def overrides(model, method):

@@ -6,7 +6,6 @@ turns: what one worker alone knows is summed over all before anyone acts on it.
 """
 
 import contextlib
-import functools
 import sys
 import time
 
@@ -19,7 +18,7 @@ from tfscale.data import accept
 from tfscale.strategy import shard_of
 from tfscale.training import checkpoint as checkpoint_lib
 from tfscale.training import functions as functions_lib
-from tfscale.training import pace, prepare, progress, state
+from tfscale.training import fit_run, pace, prepare, progress, state
 from tfscale.training import reduction as reduction_lib
 from tfscale.training import step as step_lib
 
@@ -123,7 +122,7 @@ class Trainer:
         validation = self._as_validation(validation_data, global_batch_size)
         prepare.build(self.model, data, self.strategy)
         self._prepare_functions(data)
-        run = _Run(
+        run = fit_run.FitRun(
             data=data,
             validation=validation,
             validation_freq=validation_freq,
@@ -215,7 +214,7 @@ class Trainer:
         data = accept.as_batches(data)
         prepare.build(self.model, data, self.strategy)
         self._prepare_functions(data)
-        run = _Run(data, None, 1, 1, None, 0, pace.Pace(1))
+        run = fit_run.FitRun(data, epochs=1, pace=pace.Pace(1))
         with self.strategy.scope():
             self._functions.reset_metrics()
             logs, _, _ = self._take_steps(run, run.iterator(self.shard, self.progress), 1)
@@ -248,7 +247,7 @@ class Trainer:
                 self._save(run, history)
         logs = self._end_epoch(run, logs)
         at.begin_next_epoch()
-        if not run.save_every_steps or at.epoch == run.epochs or run.stopped or run.save_is_due(at):
+        if run.save_after_epoch(at):
             self._save(run, history)
         return logs
 
@@ -265,7 +264,7 @@ class Trainer:
         )
         self.progress.learning_rate = float(rate)
         reports = run.mean_reports(reports, k)
-        logs = {**self._functions.in_order(metrics), **reports}
+        logs = {**_floats(metrics), **reports}
         return logs, int(examples), [int(v) for v in votes]
 
     def _end_epoch(self, run, logs):
@@ -295,7 +294,7 @@ class Trainer:
             with contextlib.suppress(tf.errors.OutOfRangeError):
                 while True:
                     self._functions.test_steps(iterator, tf.constant(1))
-        return self._functions.in_order(self._functions.metrics())
+        return _floats(self._functions.metrics())
 
     def _save(self, run, history):
         """Write a checkpoint; every worker reads the state, the chief writes it."""
@@ -337,43 +336,16 @@ class Trainer:
                     reduction_lib.reduce_before_update(optimizer, self.reduction)
                 prepare.warn_about_local_statistics(self.model)
             self._functions = functions_lib.Functions(
-                self.model, self.strategy, self.shard, self._train_function(), self._test_function()
+                self.model,
+                self.strategy,
+                self.shard,
+                step_lib.train_function(self.model, self._step, self._jit_compile),
+                step_lib.test_function(self.model),
             )
         own_step = self._step is not None or step_lib.overrides(self.model, "train_step")
         if data is not None and own_step and not self._functions.report_names:
             with self.strategy.scope():
                 self._functions.find_report_names(iter(data.dataset(self.shard)))
-
-    def _train_function(self):
-        """What one replica does with its data and share."""
-        model = self.model
-        if self._step is not None:
-            return functools.partial(step_lib.own_step_replica, self._step, model)
-        if step_lib.overrides(model, "train_step"):
-            names = {metric.name for metric in model.metrics}
-            names |= set(model.get_metrics_result())
-
-            def train_step(model, data):
-                logs = model.train_step(data)
-                return {name: value for name, value in logs.items() if name not in names}
-
-            return functools.partial(step_lib.own_step_replica, train_step, model)
-
-        def train(data, share):
-            step_lib.train_replica(model, data, share, self._jit_compile)
-            return {}
-
-        return train
-
-    def _test_function(self):
-        model = self.model
-        if not step_lib.overrides(model, "test_step"):
-            return functools.partial(step_lib.test_replica, model)
-
-        def test(data, share):
-            step_lib.own_step_replica(lambda model, data: model.test_step(data), model, data, share)
-
-        return test
 
     def _callback_list(self, callbacks, run, verbose):
         """Keras' list of callbacks, with a history, and a bar or lines on the chief."""
@@ -395,43 +367,7 @@ class Trainer:
         )
 
 
-class _Run:
-    """What one call of `fit` works with."""
-
-    def __init__(
-        self, data, validation, validation_freq, epochs, checkpoints, save_every_steps, pace
-    ):
-        self.data, self.validation, self.validation_freq = data, validation, validation_freq
-        self.epochs, self.checkpoints, self.save_every_steps = epochs, checkpoints, save_every_steps
-        self.pace, self.callbacks, self.stopped = pace, None, False
-        self.steps_per_epoch = data.steps_per_epoch
-        self.reports = {}
-        self._iterator = None
-
-    def iterator(self, shard, at):
-        """The iterator to take the next step's batch from; it goes on over epochs."""
-        if self.data.steps_per_epoch is None:
-            return iter(self.data.dataset(shard, at.position))
-        if self._iterator is None:
-            first = at.epoch * self.data.steps_per_epoch + at.position
-            self._iterator = iter(self.data.dataset(shard, first))
-        return self._iterator
-
-    def next_steps(self, at):
-        """Steps until the host has to look again, the same on every worker."""
-        if self.steps_per_epoch is None:
-            return 1
-        k = min(self.pace.steps, self.steps_per_epoch - at.position)
-        if self.save_every_steps:
-            k = min(k, self.save_every_steps - at.step % self.save_every_steps)
-        return k
-
-    def save_is_due(self, at):
-        return bool(self.save_every_steps) and at.step % self.save_every_steps == 0
-
-    def mean_reports(self, reports, k):
-        """Means over the epoch of what a step of the user's own reports."""
-        for name, value in reports.items():
-            total, steps = self.reports.get(name, (0.0, 0))
-            self.reports[name] = (total + float(value) * k, steps + k)
-        return {name: total / steps for name, (total, steps) in self.reports.items()}
+def _floats(metrics):
+    """Metrics as floats, the loss first."""
+    names = sorted(metrics, key=lambda name: name != "loss")
+    return {name: float(metrics[name]) for name in names}

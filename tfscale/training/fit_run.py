@@ -1,0 +1,88 @@
+"""What one call of `Trainer.fit` works with: its data, its limits, and what is due when."""
+
+import dataclasses
+
+import keras
+
+from tfscale.data.batches import Batches
+from tfscale.training.checkpoint import Checkpoints
+from tfscale.training.pace import Pace
+
+
+@dataclasses.dataclass
+class FitRun:
+    """One call of `fit`.
+
+    Args:
+        data: what is trained on.
+        epochs: the epoch to stop after.
+        pace: steps an execution.
+        validation: what is scored during training, or None.
+        validation_freq: epochs between two validations.
+        checkpoints: where to save, or None.
+        save_every_steps: steps between two checkpoints; 0 for one after each epoch.
+        callbacks: Keras' list of callbacks.
+        stopped: all workers have agreed to stop.
+        steps_per_epoch: None until it is found out, for a dataset of unknown length.
+        reports: sums of what a step of the user's own reported in this epoch, and the steps.
+    """
+
+    data: Batches
+    epochs: int
+    pace: Pace
+    validation: Batches | None = None
+    validation_freq: int = 1
+    checkpoints: Checkpoints | None = None
+    save_every_steps: int = 0
+    callbacks: keras.callbacks.CallbackList | None = None
+    stopped: bool = False
+    steps_per_epoch: int | None = None
+    reports: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        self.steps_per_epoch = self.data.steps_per_epoch
+        self._endless = None
+
+    def iterator(self, shard, at):
+        """Return the iterator that gives the next step's batch.
+
+        Args:
+            shard: this worker's `data.shards.Shard`.
+            at: the trainer's `Progress`.
+        """
+        if self.data.steps_per_epoch is None:
+            return iter(self.data.dataset(shard, at.position))
+        if self._endless is None:  # one for all epochs, so that none begins with a wait
+            first = at.epoch * self.data.steps_per_epoch + at.position
+            self._endless = iter(self.data.dataset(shard, first))
+        return self._endless
+
+    def next_steps(self, at):
+        """Return the steps until the host has to look again, the same on every worker."""
+        if self.steps_per_epoch is None:
+            return 1
+        k = min(self.pace.steps, self.steps_per_epoch - at.position)
+        if self.save_every_steps:
+            k = min(k, self.save_every_steps - at.step % self.save_every_steps)
+        return k
+
+    def save_is_due(self, at):
+        """Say whether a checkpoint by steps is due now."""
+        return bool(self.save_every_steps) and at.step % self.save_every_steps == 0
+
+    def save_after_epoch(self, at):
+        """Say whether a checkpoint is due at the end of an epoch."""
+        last = at.epoch == self.epochs or self.stopped
+        return last or not self.save_every_steps or self.save_is_due(at)
+
+    def mean_reports(self, reports, k):
+        """Return means over the epoch of what a step of the user's own reports.
+
+        Args:
+            reports: means over the last k steps, by name.
+            k: how many steps.
+        """
+        for name, value in reports.items():
+            total, steps = self.reports.get(name, (0.0, 0))
+            self.reports[name] = (total + float(value) * k, steps + k)
+        return {name: total / steps for name, (total, steps) in self.reports.items()}
