@@ -1,0 +1,154 @@
+"""The files in experiments/: each is read, parsed as its docstring says, and takes a step."""
+
+import ast
+import json
+import math
+import os
+import pathlib
+import shlex
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfscale import command_line, experiment, fit
+from tfscale.data import digits
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "experiments").glob("*.py"))
+PAGES = [*FILES, ROOT / "docs" / "data.md"]
+RANDOM = np.random.RandomState(0)
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    path.write_bytes(header + array.tobytes())
+
+
+@pytest.fixture(scope="module")
+def idx_folder(tmp_path_factory):
+    """MNIST's files with noise for images: as many as a warmup of 200 steps asks for."""
+    folder = tmp_path_factory.mktemp("idx")
+    for prefix, count in (("train", 6000), ("t10k", 20)):
+        images = RANDOM.randint(0, 256, (count, 28, 28), np.uint8)
+        write_idx(folder / f"{prefix}-images-idx3-ubyte", images)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte", np.arange(count, dtype=np.uint8) % 10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A CSV file with three features."""
+    path = tmp_path_factory.mktemp("table") / "linear.csv"
+    rows = RANDOM.normal(size=(80, 4))
+    np.savetxt(path, rows, delimiter=",", comments="", header="x0,x1,x2,label")
+    return path
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory):
+    """Two classes of images, to train on and to test."""
+    root = tmp_path_factory.mktemp("images")
+    for split, count in (("train", 6), ("test", 1)):
+        for name in ("cat", "dog"):
+            for i in range(count):
+                image = RANDOM.randint(0, 256, (9, 12, 3), np.uint8)
+                path = str(root / split / name / f"{i}.png")
+                tf.io.write_file(path, tf.io.encode_png(image))
+    return root
+
+
+@pytest.fixture(scope="module")
+def data_dirs(idx_folder, table, image_folder, tmp_path_factory):
+    """Where the data of each name are."""
+    prepared = tmp_path_factory.mktemp("tfds")
+    digits.prepare(str(prepared))
+    return {
+        "digits": prepared,
+        "mnist": idx_folder,
+        "fashion_mnist": idx_folder,
+        "csv": table,
+        "image_folder": image_folder,
+    }
+
+
+def commands(path):
+    """The command lines of tfscale.fit in a file, as lists of arguments."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        text = ast.get_docstring(ast.parse(text))
+    lines = text.replace("\\\n", " ").splitlines()
+    shown = [line for line in lines if line.lstrip().startswith("python -m tfscale.fit ")]
+    return [shlex.split(line)[3:] for line in shown]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_experiment_takes_a_step_and_scores_the_test_split(path, data_dirs):
+    fields = json.loads(command_line.config_to_json(command_line.load_config(path)))
+    config = command_line.config_from_dict(fields)  # as a run reads its config.json
+    config.data.data_dir = str(data_dirs[config.data.name])
+    run = experiment.build(config, "onedevice")
+    before = run.trainer.model.get_weights()
+    logs = run.trainer.take_one_step(run.splits.train)
+    assert math.isfinite(logs["loss"])
+    after = run.trainer.model.get_weights()
+    assert any(np.any(b != a) for b, a in zip(before, after, strict=True))
+    assert run.splits.test().num_examples > 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_experiment_survives_json(path):
+    config = command_line.load_config(path)
+    text = command_line.config_to_json(config)
+    again = command_line.config_from_dict(json.loads(text))
+    assert command_line.config_to_json(again) == text
+    assert again.data == config.data and again.train == config.train
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_experiment_needs_nothing_but_the_configuration(path):
+    imports = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import)]
+    froms = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+    assert not imports and [n.module for n in froms] == ["tfscale.config"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_docstring_names_its_own_file(path):
+    assert any(f"--config=experiments/{path.name}" in line for line in commands(path))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_commands_that_are_shown_parse_and_take_effect(path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    for arguments in commands(path):
+        assert fit.main([*arguments, "--show_config"]) == 0, arguments
+        shown = json.loads(capsys.readouterr().out)
+        for argument in arguments:
+            name, _, value = argument.partition("=")
+            if name == "--config.data.data_dir":
+                assert shown["data"]["data_dir"] == value
+
+
+def test_python_on_the_page_about_data_runs(capsys):
+    page = (ROOT / "docs" / "data.md").read_text()
+    blocks = page.split("```python\n")[1:]
+    assert blocks
+    for block in blocks:
+        exec(compile(block.split("```")[0], "docs/data.md", "exec"), {})
+    assert "(500, 2)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("mnist_cnn.py", r"Received: 'mnist', which is not below .*--config.data.data_dir="),
+        ("fashion_mnist_cnn.py", r"Add --config.data.download=true"),
+        ("csv_regression.py", r"must be a CSV file.*Received: '.*missing'.*does not exist"),
+        ("image_folder.py", r"must be a folder of images.*Received: '.*missing'"),
+    ],
+)
+def test_absent_data_are_refused_with_the_way_out(file, expected, tmp_path):
+    config = command_line.load_config(ROOT / "experiments" / file)
+    config.data.data_dir = os.path.join(tmp_path, "missing")
+    with pytest.raises(ValueError, match=expected):
+        experiment.build(config, "onedevice")
