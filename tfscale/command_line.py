@@ -72,6 +72,9 @@ def run(main, argv):
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
         return 130
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def load_config(path):

@@ -45,8 +45,10 @@ def _train_images(
     step=None,
     model=_convnet,
     epochs=5,
+    scored=False,
     **fit,
 ):
+    """Images through a small convnet; with `scored`, validation and predictions too."""
     x, y, weights = _images(num_examples)
     built = model()
     built.compile(optimizer(), _crossentropy(reduction), metrics=["accuracy"])
@@ -57,16 +59,16 @@ def _train_images(
         sample_weight=weights if weighted else None,
         global_batch_size=global_batch_size,
         epochs=epochs,
-        validation_data=(x[:37], y[:37]),
+        validation_data=(x[:37], y[:37]) if scored else None,
         verbose=0,
         **fit,
     )
-    return _outcome(trainer, history, x[:41])
+    return _outcome(trainer, history, x[:41] if scored else None)
 
 
-def _outcome(trainer, history, x):
-    """Weights, curves, and predictions in the original order."""
-    outputs = tf.nest.flatten(trainer.predict(x, global_batch_size=16))
+def _outcome(trainer, history, x=None):
+    """Weights, curves, and predictions in the original order where inputs are given."""
+    outputs = [] if x is None else tf.nest.flatten(trainer.predict(x, global_batch_size=16))
     return {
         **{f"weight {i}": v.numpy() for i, v in enumerate(trainer.model.weights)},
         **{f"curve {name}": np.array(values) for name, values in history.history.items()},
@@ -118,7 +120,7 @@ def _train_own_step():
     model.compile(optimizers.SGD(0.1, momentum=0.9, clipnorm=0.1), _crossentropy())
     trainer = Trainer(model)
     history = trainer.fit(x, y, global_batch_size=32, epochs=5, verbose=0)
-    return _outcome(trainer, history, x[:41])
+    return _outcome(trainer, history)
 
 
 def _train_two_inputs():
@@ -180,7 +182,7 @@ def _train_masked(reduction="sum_over_batch_size"):
     model.compile(optimizers.SGD(rate, momentum=0.9), _crossentropy(reduction))
     trainer = Trainer(model)
     history = trainer.fit(x, y, global_batch_size=32, epochs=5, verbose=0)
-    return _outcome(trainer, history, x[:41])
+    return _outcome(trainer, history)
 
 
 def _regression(kind):
@@ -192,7 +194,7 @@ def _regression(kind):
     model.compile(optimizers.SGD(0.05, momentum=0.9), kind, metrics=["mae"])
     trainer = Trainer(model)
     history = trainer.fit(x, y, global_batch_size=50, epochs=7, verbose=0)
-    return _outcome(trainer, history, x[:41])
+    return _outcome(trainer, history)
 
 
 _sgd = functools.partial(optimizers.SGD, 0.1)
@@ -220,12 +222,14 @@ CASES = {
     ),
     "sum_loss": _case(functools.partial(optimizers.SGD, 0.003), reduction="sum", num_examples=105),
     "class_weights": _case(_momentum, class_weight={0: 3.0, 3: 0.2}, num_examples=105),
-    "uneven_last_batch": _case(_momentum, num_examples=105, model=_l2),
-    "one_example_in_last_batch": _case(_momentum, num_examples=129, model=_l2),
+    "uneven_last_batch": _case(_momentum, num_examples=105, model=_l2, scored=True),
+    "one_example_in_last_batch": _case(_momentum, num_examples=129, model=_l2, scored=True),
     "batch_of_50": _case(_momentum, num_examples=130, global_batch_size=50, epochs=7),
     "batch_norm": _case(_momentum, model=_batch_norm),
     "batch_norm_uneven": _case(_momentum, model=_batch_norm, num_examples=105),
-    "batch_norm_one_in_last_batch": _case(_momentum, model=_batch_norm, num_examples=129),
+    "batch_norm_one_in_last_batch": _case(
+        _momentum, model=_batch_norm, num_examples=129, scored=True
+    ),
     "own_tape_step": _case(
         functools.partial(_momentum, clipnorm=0.1), step=_tape_step, num_examples=105
     ),
