@@ -22,8 +22,8 @@ from tfscale.command_line import check_types
 from tfscale.config import RunConfig
 from tfscale.data import load as load_lib
 from tfscale.models import objectives
-from tfscale.optimizers import schedules  # noqa: F401  (registers LinearWarmup for loading)
 from tfscale.monitor import run_log
+from tfscale.optimizers import schedules  # noqa: F401  (registers LinearWarmup for loading)
 from tfscale.training import checkpoint as checkpoint_lib
 from tfscale.training import evaluator, prepare
 from tfscale.training import reduction as reduction_lib
@@ -109,7 +109,7 @@ class Experiment:
             f"model       {model.name}, {model.count_params():,} parameters",
             f"input       {_shapes(spec[0])}",
             *([f"target      {_shapes(spec[1])}"] if len(spec) > 1 else []),
-            f"output      {_shapes(model.output_shape)}",
+            f"output      {_shapes(model.output)}",
             f"strategy    {self.strategy_name}, {trainer.shard.num_workers} worker(s), "
             f"{replicas} replica(s)",
             f"data        {train.num_examples} examples, "
@@ -363,4 +363,4 @@ def _check_counts(config):
 
 def _shapes(spec):
     """Shapes for people: the batch's axis is shown as None."""
-    return tf.nest.map_structure(lambda s: tuple(getattr(s, "shape", s)), spec)
+    return tf.nest.map_structure(lambda s: tuple(s.shape), spec)

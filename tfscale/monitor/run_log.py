@@ -5,6 +5,7 @@ chart. The numbers come with the callbacks; nothing is read from the device here
 """
 
 import json
+import os
 import pathlib
 import time
 
@@ -19,22 +20,21 @@ class ScalarLog:
         lines_path: the file that gets a line of JSON for each record.
         tensorboard_dir: the folder for event files, one sub-folder a kind of record; None for
             no event files.
-        first_step: records of this step and later, of a life that ended before its checkpoint,
-            are taken out of the file.
+        first_step: the step this life of the run begins after. Records of later steps, which
+            an earlier life wrote after its last checkpoint, are taken out of the file, and so is
+            its test at this step, which will be scored again.
     """
 
     def __init__(self, lines_path, tensorboard_dir=None, first_step=0):
         self._path = pathlib.Path(lines_path)
         self._tensorboard_dir = tensorboard_dir
         self._writers = {}
-        kept = []
-        if first_step and self._path.exists():
-            records = [json.loads(line) for line in self._path.read_text().splitlines() if line]
-            kept = [record for record in records if record["step"] <= first_step]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path, "w")
-        self._file.writelines(json.dumps(record) + "\n" for record in kept)
-        self._file.flush()
+        kept = _kept_lines(self._path, first_step)
+        beside = self._path.with_name(self._path.name + ".writing")
+        beside.write_text("".join(kept))
+        os.replace(beside, self._path)  # so that a run killed here loses no line
+        self._file = open(self._path, "a")  # noqa: SIM115  (until close)
 
     def write(self, kind, step, values, **facts):
         """Write one record.
@@ -65,14 +65,28 @@ class ScalarLog:
             writer.close()
 
 
+def _kept_lines(path, first_step):
+    """The lines of an earlier life that count in this one."""
+    kept = []
+    if first_step and path.exists():
+        for line in path.read_text().splitlines(keepends=True):
+            if not line.endswith("\n"):
+                break  # The life before was killed in the middle of this line.
+            record = json.loads(line)
+            tested_again = record["step"] == first_step and "test" in record
+            if record["step"] <= first_step and not tested_again:
+                kept.append(line)
+    return kept
+
+
 class RunLog(keras.callbacks.Callback):
     """Writes the curves of training and validation to a `ScalarLog`.
 
     Args:
         log: the `ScalarLog`.
         progress: the trainer's `Progress`, for step, speed and learning rate.
-        every_steps: steps between two records of training; a record is written at the first
-            look of the host at the device after that.
+        every_steps: a record of training is written at each multiple of so many steps, or at
+            the first look of the host at the device after it, and at the end of an epoch.
     """
 
     def __init__(self, log, progress, every_steps):
@@ -80,8 +94,11 @@ class RunLog(keras.callbacks.Callback):
         self._log, self._progress, self._every_steps = log, progress, every_steps
         self._last_step = progress.step
 
+    def on_epoch_begin(self, epoch, logs=None):
+        self._last_step = self._progress.step
+
     def on_train_batch_end(self, batch, logs=None):
-        if self._progress.step - self._last_step >= self._every_steps:
+        if self._progress.step // self._every_steps > self._last_step // self._every_steps:
             self._write_training(logs)
 
     def on_epoch_end(self, epoch, logs=None):
