@@ -15,7 +15,7 @@ were measured on Fashion-MNIST, whose files have the same format and whose task 
         --config.data.data_dir=/usr/share/datasets/fashion-mnist
 
 gave test accuracy 0.9070, test loss 0.2579 after 146 s. Measured once, on one device with two CPU
-cores, which other jobs were using at the same time.
+cores, which other jobs were using at the same time; seconds are those the run reports.
 """
 
 from tfscale.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tfscale import command_line, experiment, fit
+from tfscale.config import RunConfig
 from tfscale.data import digits
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -103,6 +104,10 @@ def test_experiment_survives_json(path):
     again = command_line.config_from_dict(json.loads(text))
     assert command_line.config_to_json(again) == text
     assert again.data == config.data and again.train == config.train
+
+
+def test_digits_cnn_spells_out_the_default():
+    assert command_line.load_config(ROOT / "experiments" / "digits_cnn.py") == RunConfig()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
