@@ -8,6 +8,7 @@ here imports TensorFlow. Each entry point defines its own flags, inside its `mai
 import ast
 import contextlib
 import dataclasses
+import errno
 import importlib.util
 import json
 import os
@@ -63,12 +64,26 @@ def parse(argv, usage, define, *, with_config=True):
 
 
 def run(main, argv):
-    """Call `main(argv)`, turning what a user can mend into one line and exit code 2."""
+    """Call `main(argv)`, turning what a user can mend into one line.
+
+    Returns:
+        The exit code: 2 for what cannot be run, 1 for a disk that became full.
+    """
     try:
         return main(sys.argv[1:] if argv is None else list(argv))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"error: The disk must have room for the run. Received: {error}. What was written "
+            "whole stays; make room and start the same command again.",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
         return 130
