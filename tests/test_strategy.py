@@ -1,0 +1,165 @@
+"""From a name and a cluster to a strategy: what is made, and what is refused."""
+
+import functools
+import random
+import socket
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfscale import strategy as strategy_lib
+from tfscale import testing
+from tfscale.cluster.environment import Cluster
+from tfscale.data.shards import Shard
+from tfscale.strategy import make_strategy
+
+needs_no_gpu = pytest.mark.skipif(bool(strategy_lib.find_gpus()), reason="tells of a CPU machine")
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("name", ["auto", "onedevice"])
+def test_alone_there_is_one_device(name):
+    strategy = make_strategy(name)
+    assert isinstance(strategy, tf.distribute.OneDeviceStrategy)
+    assert strategy_lib.shard_of(strategy) == Shard(0, 1, 1)
+
+
+@needs_no_gpu
+@pytest.mark.parametrize(("asked", "expected"), [(0, 2), (1, 1), (2, 2), (3, 3)])
+def test_mirrored_has_the_replicas_asked_for(asked, expected):
+    strategy = make_strategy("mirrored", asked)
+    assert isinstance(strategy, tf.distribute.MirroredStrategy)
+    assert strategy.num_replicas_in_sync == expected
+    assert strategy_lib.shard_of(strategy) == Shard(0, 1, expected)
+    with strategy.scope():
+        variable = tf.Variable(2.0)
+    strategy.run(lambda: variable.assign_add(1.0))
+    copies = strategy.experimental_local_results(variable)
+    assert [copy.numpy() for copy in copies] == [3.0] * expected
+    assert len({copy.device for copy in copies}) == expected
+
+
+@needs_no_gpu
+def test_mirrored_strategy_of_the_same_replicas_is_the_same():
+    """Two of them would number their collectives alike."""
+    assert make_strategy("mirrored", 2) is make_strategy("mirrored")
+    assert make_strategy("mirrored", 3) is not make_strategy("mirrored", 2)
+
+
+@needs_no_gpu
+def test_replicas_after_tensorflow_has_started_are_refused():
+    tf.constant(1.0)
+    with pytest.raises(ValueError, match=r"before any TensorFlow operation\. Received: .*=4"):
+        make_strategy("mirrored", 4)
+
+
+def cluster_of(*workers, rank=0, task_type="worker"):
+    return Cluster(workers, rank, task_type, "tf_config")
+
+
+@pytest.mark.parametrize(
+    ("name", "num_replicas", "cluster", "message"),
+    [
+        ("mirored", 0, None, r"must be one of auto, onedevice, .*Received: 'mirored'"),
+        ("onedevice", 2, None, r"belongs to strategy 'mirrored'.*=2 with 'onedevice'"),
+        ("auto", 2, None, r"belongs to strategy 'mirrored'.*--strategy=mirrored"),
+        ("multiworker", 2, None, r"belongs to strategy 'mirrored'.*=2 with 'multiworker'"),
+        ("multiworker", 0, None, r"needs a cluster.*--workers=N"),
+        (
+            "multiworker",
+            0,
+            cluster_of("127.0.0.1:2", rank=-1, task_type="evaluator"),
+            r"evaluator task trains nothing.*'onedevice'",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(name, num_replicas, cluster, message):
+    with pytest.raises(ValueError, match=message):
+        make_strategy(name, num_replicas, cluster=cluster)
+
+
+@pytest.mark.parametrize("name", ["auto", "multiworker"])
+def test_port_in_use_is_refused_with_its_number(name):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ValueError, match=rf"listen on .*Received: '{address}': a port in use"):
+            make_strategy(name, cluster=cluster_of(address, "127.0.0.1:1"))
+
+
+def draw():
+    return [tf.random.uniform([]).numpy(), np.random.uniform(), random.random()]
+
+
+def test_seed_is_that_of_tensorflow_numpy_and_python():
+    draws = []
+    for seed in (5, 5, 6):
+        strategy_lib.set_seed(seed)
+        draws.append(draw())
+    assert draws[0] == draws[1]
+    assert all(a != b for a, b in zip(draws[0], draws[2], strict=True))
+
+
+def test_alone_a_sum_over_workers_is_the_number_itself():
+    assert strategy_lib.sum_over_workers(make_strategy("onedevice"), [3, 0]) == [3, 0]
+
+
+def be_a_worker():
+    """What each of two workers does; run by `run_workers`."""
+    import random
+
+    import numpy as np
+    import tensorflow as tf
+
+    from tfscale import strategy as strategy_lib
+    from tfscale.testing import collect
+
+    strategy = strategy_lib.make_strategy(start_timeout_seconds=60)
+    shard = strategy_lib.shard_of(strategy)
+    try:
+        strategy_lib.make_strategy("multiworker")
+        second = ""
+    except ValueError as error:
+        second = str(error)
+    strategy_lib.set_seed(5)
+    collect(
+        is_multiworker=isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy),
+        shard=[shard.worker, shard.num_workers, shard.replicas_per_worker],
+        sums=strategy_lib.sum_over_workers(strategy, [10 + shard.worker, 7 * (shard.worker == 0)]),
+        draws=[float(tf.random.uniform([])), np.random.uniform(), random.random()],
+        second=second,
+        threads=tf.config.threading.get_intra_op_parallelism_threads(),
+    )
+
+
+@functools.cache
+def two_workers():
+    return [result.arrays for result in testing.run_workers(be_a_worker, 2, timeout_seconds=90)]
+
+
+@pytest.mark.workers
+@needs_no_gpu
+class TestTwoWorkers:
+    def test_auto_finds_the_cluster_and_its_own_place(self):
+        for rank, arrays in enumerate(two_workers()):
+            assert arrays["is_multiworker"]
+            assert arrays["shard"].tolist() == [rank, 2, 1]
+
+    def test_cores_are_divided(self):
+        import os
+
+        expected = max(1, len(os.sched_getaffinity(0)) // 2)
+        assert [int(arrays["threads"]) for arrays in two_workers()] == [expected] * 2
+
+    def test_sums_are_known_to_all(self):
+        assert [arrays["sums"].tolist() for arrays in two_workers()] == [[21, 7]] * 2
+
+    def test_seeds_are_equal(self):
+        one, other = two_workers()
+        np.testing.assert_array_equal(one["draws"], other["draws"])
+
+    def test_second_multiworker_strategy_is_refused(self):
+        for arrays in two_workers():
+            assert "A process can have one multi-worker strategy" in str(arrays["second"])
