@@ -32,7 +32,7 @@ def get_config():
         model=ModelConfig(name="convnet"),
         optimizer=OptimizerConfig(name="adam", learning_rate=3e-3),
         schedule=ScheduleConfig(name="cosine"),
-        loss=LossConfig(name="sparse_categorical_crossentropy", arguments={"from_logits": True}),
+        loss=LossConfig(name="sparse_categorical_crossentropy"),
         metrics=MetricsConfig(names=("accuracy",)),
         train=TrainConfig(epochs=15),
     )

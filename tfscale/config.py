@@ -95,7 +95,9 @@ class LossConfig:
     """What is minimised."""
 
     name: str = _field("sparse_categorical_crossentropy", "a Keras identifier; models give logits")
-    arguments: dict[str, Any] = _field({"from_logits": True}, "arguments of the Keras loss class")
+    arguments: dict[str, Any] = _field(
+        {}, "arguments of the Keras loss class; from_logits, where it has one, is true"
+    )
 
 
 @dataclasses.dataclass

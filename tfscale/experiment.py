@@ -291,10 +291,11 @@ def compiled_model(config, splits):
         config.schedule.arguments,
         steps * config.train.epochs if steps else None,
     )
-    from_logits = bool(config.loss.arguments.get("from_logits", False))
+    loss_arguments = objectives.with_logits(config.loss.name, config.loss.arguments)
+    from_logits = bool(loss_arguments.get("from_logits", False))
     model.compile(
         optimizer=optimizers.build_optimizer(config.optimizer, rate),
-        loss=objectives.build_loss(config.loss.name, config.loss.arguments),
+        loss=objectives.build_loss(config.loss.name, loss_arguments),
         metrics=objectives.build_metrics(config.metrics.names, from_logits=from_logits),
         jit_compile=False,
     )

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfscale.models.objectives import build_loss, build_metrics
+from tfscale.models.objectives import build_loss, build_metrics, with_logits
 
 LOGITS = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]], "float32")
 LABELS = np.array([0, 2])
@@ -90,6 +90,12 @@ def test_half_is_the_threshold_of_a_probability_and_zero_of_a_logit():
         (metric,) = build_metrics(("binary_accuracy",), from_logits=from_logits)
         metric.update_state(truth, predictions)
         np.testing.assert_allclose(float(metric.result()), 2 / 3, rtol=1e-6)
+
+
+def test_logits_are_the_default_where_a_loss_takes_them():
+    assert with_logits("sparse_categorical_crossentropy", {}) == {"from_logits": True}
+    assert with_logits("binary_crossentropy", {"from_logits": False}) == {"from_logits": False}
+    assert with_logits("mse", {}) == {}
 
 
 @pytest.mark.parametrize(

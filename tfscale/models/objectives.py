@@ -41,6 +41,24 @@ def build_loss(name, arguments):
         ) from error
 
 
+def with_logits(name, arguments):
+    """Return a loss's arguments with `from_logits=True` where the loss takes it.
+
+    The models of this package give logits, so that is the default of a configuration.
+
+    Args:
+        name: as for `build_loss`.
+        arguments: as for `build_loss`; a `from_logits` of theirs stays.
+
+    Raises:
+        ValueError: at an unknown name.
+    """
+    loss_class = _find("`loss.name`", name, keras.losses, keras.losses.Loss)
+    if "from_logits" not in _parameters(loss_class):
+        return dict(arguments)
+    return {"from_logits": True, **arguments}
+
+
 def build_metrics(names, from_logits=False):
     """Build Keras metrics by their identifiers.
 
