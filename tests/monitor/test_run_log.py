@@ -1,0 +1,131 @@
+"""The curves of a run: which lines are written, when, and what a later life keeps."""
+
+import json
+
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tfscale.monitor.run_log import RunLog, ScalarLog
+from tfscale.training.progress import Progress
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run" / "metrics.jsonl"
+
+
+def test_record_is_a_line_and_a_point(path, tmp_path):
+    log = ScalarLog(path, tmp_path / "tensorboard")
+    log.write("train", 3, {"loss": 0.5, "accuracy": 0.25}, epoch=1)
+    log.write("validation", 3, {"loss": 0.75})
+    log.close()
+    one, other = lines(path)
+    assert one.pop("time") <= other.pop("time")
+    assert one == {"step": 3, "epoch": 1, "train": {"loss": 0.5, "accuracy": 0.25}}
+    assert other == {"step": 3, "validation": {"loss": 0.75}}
+    for kind, expected in (("train", 0.5), ("validation", 0.75)):
+        events = EventAccumulator(str(tmp_path / "tensorboard" / kind)).Reload()
+        [event] = events.Tensors("loss")
+        assert (event.step, float(tf.make_ndarray(event.tensor_proto))) == (3, expected)
+
+
+def test_lines_are_there_while_the_run_goes_on(path):
+    log = ScalarLog(path)
+    log.write("train", 1, {"loss": 1.0})
+    assert len(lines(path)) == 1
+    log.close()
+
+
+def test_without_a_folder_there_are_no_event_files(path):
+    log = ScalarLog(path)
+    log.write("train", 1, {"loss": 1.0})
+    log.close()
+    assert [p.name for p in path.parent.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("first_step", "kept"),
+    [
+        (0, []),
+        (10, [("train", 5), ("train", 10), ("validation", 10)]),
+        (12, [("train", 5), ("train", 10), ("validation", 10), ("test", 10)]),
+        (20, [("train", 5), ("train", 10), ("validation", 10), ("test", 10), ("train", 20)]),
+    ],
+)
+def test_later_life_keeps_what_came_before_its_checkpoint(path, first_step, kept):
+    log = ScalarLog(path)
+    for kind, step in [("train", 5), ("train", 10), ("validation", 10), ("test", 10)]:
+        log.write(kind, step, {"loss": 1.0})
+    log.write("train", 20, {"loss": 1.0})
+    log.close()
+    ScalarLog(path, first_step=first_step).close()
+    found = [(kind, r["step"]) for r in lines(path) for kind in r if kind not in ("step", "time")]
+    assert found == kept
+
+
+def test_line_that_was_cut_off_is_dropped(path):
+    log = ScalarLog(path)
+    log.write("train", 5, {"loss": 1.0})
+    log.close()
+    with open(path, "a") as file:
+        file.write('{"step": 6, "tr')
+    log = ScalarLog(path, first_step=9)
+    log.write("train", 10, {"loss": 1.0})
+    log.close()
+    assert [record["step"] for record in lines(path)] == [5, 10]
+
+
+def run_log_steps(path, progress, every_steps, looks, steps_per_epoch):
+    """The steps of the records of training, if the host looks at these steps."""
+    log = ScalarLog(path)
+    callback = RunLog(log, progress, every_steps)
+    callback.on_epoch_begin(0)
+    for step in looks:
+        progress.advance(step - progress.step, 10, 0.1)
+        callback.on_train_batch_end(progress.position - 1, {"loss": 0.5})
+        if progress.position == steps_per_epoch:
+            callback.on_epoch_end(progress.epoch, {"loss": 0.5, "val_loss": 0.25})
+            progress.begin_next_epoch()
+            callback.on_epoch_begin(progress.epoch)
+    log.close()
+    return [record["step"] for record in lines(path) if "train" in record]
+
+
+@pytest.mark.parametrize(
+    ("every_steps", "looks", "expected"),
+    [
+        (1, range(1, 13), list(range(1, 13))),
+        (5, range(1, 13), [5, 10, 12]),
+        (5, range(4, 13, 4), [8, 12]),
+        (100, range(1, 13), [12]),
+        (4, range(4, 13, 4), [4, 8, 12]),
+        (5, range(1, 25), [5, 10, 12, 15, 20, 24]),
+    ],
+)
+def test_training_is_recorded_at_multiples_and_ends_of_epochs(path, every_steps, looks, expected):
+    assert run_log_steps(path, Progress(), every_steps, looks, 12) == expected
+
+
+def test_life_that_goes_on_records_at_the_same_steps(path):
+    progress = Progress(epoch=0, position=7, step=7)
+    assert run_log_steps(path, progress, 5, range(8, 13), 12) == [10, 12]
+
+
+def test_speed_and_rate_are_recorded_and_not_those_of_the_first_execution(path):
+    """It traces the graph, which takes longer than the steps."""
+    progress = Progress()
+    progress.learning_rate = 0.125
+    run_log_steps(path, progress, 1, range(1, 4), 3)
+    first, *others = [record["train"] for record in lines(path) if "train" in record]
+    assert first == {"loss": 0.5, "learning_rate": 0.125}
+    for values in others:
+        assert values["step_seconds"] == pytest.approx(0.1)
+        assert values["examples_per_second"] == pytest.approx(100)
+    [validation] = [record for record in lines(path) if "validation" in record]
+    assert validation["validation"] == {"loss": 0.25}
+    assert (validation["step"], validation["epoch"]) == (3, 0)
