@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfscale.data import arrays, checks, order, shards, transforms
+from tfscale.names import check_known
 
 
 class Batches:
@@ -106,7 +107,7 @@ class IndexedBatches(Batches):
         subset=None,
     ):
         checks.check_global_batch_size(global_batch_size)
-        checks.check_known("`data.shard_policy`", shard_policy, shards.POLICIES)
+        check_known("`data.shard_policy`", [shard_policy], shards.POLICIES)
         self.source, self.subset = source, subset
         self.num_examples = source.num_examples if subset is None else len(subset)
         self.global_batch_size = int(global_batch_size)
@@ -174,7 +175,7 @@ class DatasetBatches(Batches):
     def __init__(
         self, dataset, *, steps_per_epoch=None, shard_policy="interleaved", transform=None
     ):
-        checks.check_known("`data.shard_policy`", shard_policy, shards.POLICIES)
+        check_known("`data.shard_policy`", [shard_policy], shards.POLICIES)
         _check_batched(dataset.element_spec)
         cardinality = int(dataset.cardinality())
         self._check_steps(cardinality, steps_per_epoch)

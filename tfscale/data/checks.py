@@ -3,35 +3,9 @@
 Owns the checks that several sources share. It reads NumPy arrays and plain values only.
 """
 
-import difflib
-
 import numpy as np
 
 _CHUNK_BYTES = 2**24  # looked at together, so that a check never holds a copy of the data
-
-
-def nearest(name, known):
-    """Return " Did you mean 'x'?" for the most similar known name, or an empty string."""
-    matches = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
-
-
-def check_known(what, name, known):
-    """Raise ValueError unless `name` is one of `known`, naming the nearest one.
-
-    Args:
-        what: how the user calls the value, such as "`data.shard_policy`".
-        name: the value given.
-        known: the names allowed.
-
-    Raises:
-        ValueError: if `name` is not in `known`.
-    """
-    if name not in known:
-        raise ValueError(
-            f"{what} must be one of {', '.join(sorted(known)) or 'nothing'}. "
-            f"Received: {name!r}.{nearest(name, known)}"
-        )
 
 
 def check_global_batch_size(global_batch_size):

@@ -9,7 +9,8 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from tfscale.data import arrays, checks
+from tfscale.data import arrays
+from tfscale.names import nearest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp")
 CHANNELS = 3
@@ -61,7 +62,7 @@ class FolderCollection:
         if not os.path.isdir(folder) or (self._flat and split != self._train_split):
             raise ValueError(
                 f"The split must be a folder in {self.root}: {', '.join(_folders(self.root))}. "
-                f"Received: {split!r}.{checks.nearest(split, _folders(self.root))} Without folders "
+                f"Received: {split!r}.{nearest(split, _folders(self.root))} Without folders "
                 "for splits set data.test_split='' and use data.validation_fraction."
             )
         strange = sorted(set(_folders(folder)) - set(self.classes))

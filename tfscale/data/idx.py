@@ -11,6 +11,7 @@ import os
 import numpy as np
 
 from tfscale.data import arrays, checks, slices
+from tfscale.names import nearest
 
 NAMES = ("mnist", "fashion_mnist", "kmnist")
 NUM_CLASSES = 10
@@ -39,7 +40,7 @@ class IdxCollection:
         if name not in self.split_names:
             raise ValueError(
                 f"The split must be one of those in {self.folder}: {', '.join(self.split_names)}. "
-                f"Received: {split!r}.{checks.nearest(name, self.split_names)}"
+                f"Received: {split!r}.{nearest(name, self.split_names)}"
             )
         if not _path(self.folder, name, "labels"):
             raise ValueError(

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfscale.config import DataConfig
 from tfscale.data import arrays, batches, checks, idx, records, shards, stream, transforms
+from tfscale.names import check_known
 
 _MEASURE_EXAMPLES = 1024  # looked at together while mean and deviation are measured
 
@@ -95,8 +96,8 @@ def load(config: DataConfig) -> Splits:
 
 def _check(config):
     checks.check_global_batch_size(config.global_batch_size)
-    checks.check_known("`data.shard_policy`", config.shard_policy, shards.POLICIES)
-    checks.check_known("`data.stream_sharding`", config.stream_sharding, stream.SHARDINGS)
+    check_known("`data.shard_policy`", [config.shard_policy], shards.POLICIES)
+    check_known("`data.stream_sharding`", [config.stream_sharding], stream.SHARDINGS)
     checks.check_fraction(config.validation_fraction)
     transforms.check_names(config.transforms, config.transform_arguments)
     if not config.train_split:

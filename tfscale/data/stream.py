@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfscale.data import batches, checks, order, records, shards
+from tfscale.names import check_known
 
 SHARDINGS = ("auto", "file", "example")
 
@@ -55,8 +56,8 @@ class StreamBatches(batches.Batches):
         transform=None,
     ):
         checks.check_global_batch_size(global_batch_size)
-        checks.check_known("`data.shard_policy`", shard_policy, shards.POLICIES)
-        checks.check_known("`data.stream_sharding`", sharding, SHARDINGS)
+        check_known("`data.shard_policy`", [shard_policy], shards.POLICIES)
+        check_known("`data.stream_sharding`", [sharding], SHARDINGS)
         if shuffle_buffer < 1:
             raise ValueError(
                 "`data.shuffle_buffer` must be at least 1. Received: "

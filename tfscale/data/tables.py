@@ -11,6 +11,7 @@ import os
 import numpy as np
 
 from tfscale.data import arrays, checks, slices
+from tfscale.names import nearest
 
 
 class CsvCollection:
@@ -95,7 +96,7 @@ class CsvCollection:
                 raise ValueError(
                     f"`data.label_column` and `data.feature_columns` must be columns of the file: "
                     f"{', '.join(header) or 'it is empty'}. Received: {name!r} for {split!r}."
-                    f"{checks.nearest(name, header)}"
+                    f"{nearest(name, header)}"
                 )
         return names, [header.index(name) for name in names]
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tfscale.data import arrays, batches, checks, digits, records, shards
+from tfscale.names import nearest
 
 _CHUNK_BYTES = 2**23  # copied at a time while a split is loaded
 OWN_NAMES = ("digits", "image_folder", "csv")
@@ -57,7 +58,7 @@ class TfdsCollection:
                 raise ValueError(
                     f"The split must be one of those of {self.name!r}: "
                     f"{', '.join(self.split_names)}. Received: {split!r}."
-                    f"{checks.nearest(base, self.split_names)} Slices like 'train[:80%]' work too."
+                    f"{nearest(base, self.split_names)} Slices like 'train[:80%]' work too."
                 )
         try:
             num_examples = self._builder.info.splits[split].num_examples
@@ -164,7 +165,7 @@ def _check_name(name):
         raise ValueError(
             "`data.name` must be digits, image_folder, csv, a name TFDS knows, or that of a data "
             f"set prepared below `data.data_dir`. Received: {name!r}."
-            f"{checks.nearest(base, known) or ' See tfds.list_builders().'}"
+            f"{nearest(base, known) or ' See tfds.list_builders().'}"
         )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tfscale.data import checks
+from tfscale.names import check_known
 
 # What each transform takes, by name.
 ARGUMENTS = {
@@ -53,11 +53,11 @@ def check_names(names, arguments):
     if isinstance(names, str):
         names = (names,)
     for name in names:
-        checks.check_known("`data.transforms`", name, ARGUMENTS)
+        check_known("`data.transforms`", [name], ARGUMENTS)
     for name, given in arguments.items():
-        checks.check_known("`data.transform_arguments` keys", name, names)
+        check_known("A key of `data.transform_arguments`", [name], names)
         for argument in given:
-            checks.check_known(f"An argument of {name!r}", argument, ARGUMENTS[name])
+            check_known(f"An argument of {name!r}", [argument], ARGUMENTS[name])
 
 
 def build(names, arguments, about):
