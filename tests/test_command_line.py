@@ -186,7 +186,10 @@ def refusal(capsys, *argv):
         ("--config.data.transforms=(rescale", ["A list must be written as a,b", "(rescale"]),
         ("--config.model.arguments=3", ["must name an argument", "arguments.NAME=VALUE"]),
         ("--config.model.arguments.dropout", ["must name an argument and its value"]),
-        ("--config.loss.arguments.from_logits.x=1", ["loss.arguments.from_logits"]),
+        (
+            "--config.loss.arguments.from_logits=true --config.loss.arguments.from_logits.x=1",
+            ["from_logits has no arguments of its own", "Its value is True"],
+        ),
         ("--config=missing.py", ["missing.py, which does not exist"]),
         ("--config", ["--config must be"]),
         ("--config=", ["--config must be"]),
@@ -201,7 +204,7 @@ def refusal(capsys, *argv):
     ],
 )
 def test_mistake_is_one_line_with_the_way_out(capsys, argument, texts):
-    line = refusal(capsys, argument)
+    line = refusal(capsys, *argument.split(" "))
     for text in texts:
         assert text in line
 
