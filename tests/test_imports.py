@@ -183,7 +183,10 @@ def run_fresh(code):
 
 
 def test_importing_tfscale_imports_nothing_heavy():
-    code = f"import sys, tfscale\nprint([m for m in {HEAVY!r} if m in sys.modules])"
+    code = (
+        "import sys, tfscale\ntfscale.RunConfig()\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
     assert run_fresh(code).strip() == "[]"
 
 
