@@ -1,7 +1,9 @@
 """Streams and random access of prepared files: contract 3 and its limits."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfscale.config import DataConfig
 from tfscale.data import batches, load, records, shards, stream
@@ -166,3 +168,25 @@ def test_files_are_read_in_an_order_of_their_own_every_epoch(sharded_digits, all
     epochs = [share for share, _ in images(made.dataset(shards.Shard()).take(3))]
     assert len({share[0] for share in epochs}) > 1
     assert all(sorted(share) == sorted(all_images) for share in epochs)
+
+
+def test_the_order_of_a_stream_is_its_own_whatever_the_global_seed(sharded_digits):
+    orders = []
+    for seed in (0, 7, None):
+        if seed is None:
+            tf.random.set_seed(1234)
+        else:
+            keras.utils.set_random_seed(seed)
+        made = digits_stream(sharded_digits, shuffle_buffer=200).train
+        orders.append(images(made.dataset(shards.Shard()).take(50)))
+    assert orders[0] == orders[1] == orders[2]
+
+
+def test_only_a_stream_cut_by_file_depends_on_the_number_of_workers(sharded_digits):
+    by_file = digits_stream(sharded_digits, stream_sharding="file").train
+    by_example = digits_stream(sharded_digits, stream_sharding="example").train
+    two = shards.Shard(0, 2)
+    assert by_file.same_order(two, 2) and not by_file.same_order(two, 1)
+    assert not by_file.same_order(shards.Shard(), 2)
+    assert by_example.same_order(two, 1)
+    assert batches.from_arrays(np.zeros(9)).same_order(two, 1)

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tfscale import testing
+from tfscale.data import accept
 from tfscale.strategy import make_strategy
 from tfscale.training import checkpoint as checkpoint_lib
 from tfscale.training.trainer import Trainer
@@ -251,3 +252,26 @@ def test_one_worker_stops_all_at_the_same_step():
     assert first.arrays["predictions"].shape == (7, 1)
     np.testing.assert_array_equal(first.arrays["predictions"], second.arrays["predictions"])
     assert "loss" in first.output and "loss" not in second.output, "the chief alone speaks"
+
+
+def test_a_stream_cut_by_file_begins_the_epoch_again_on_other_workers(tmp_path, caplog):
+    class ByFile(type(accept.as_batches(X))):
+        def same_order(self, shard, num_workers):
+            return num_workers == shard.num_workers
+
+    def data():
+        made = accept.as_batches(X, Y, global_batch_size=10)
+        made.__class__ = ByFile
+        return made
+
+    checkpoints = checkpoint_lib.Checkpoints(tmp_path, keep_last=9)
+    arguments = {"epochs": 2, "verbose": 0, "checkpoints": checkpoints, "save_every_steps": 4}
+    linear_trainer().fit(data(), **arguments)
+    saved = checkpoint_lib.read(checkpoints.path(16))
+    trainer = linear_trainer()
+    trainer.fit(data(), **arguments, resume_from=saved)
+    assert trainer.progress.step == 20 and "begins again" not in caplog.text
+    saved.facts["num_workers"] = 2
+    trainer = linear_trainer()
+    trainer.fit(data(), **arguments, resume_from=saved)
+    assert trainer.progress.step == 16 + 10 and "Epoch 2 begins again" in caplog.text

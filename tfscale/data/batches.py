@@ -65,6 +65,13 @@ class Batches:
         """
         raise NotImplementedError
 
+    def same_order(self, shard: shards.Shard, num_workers: int) -> bool:
+        """Say whether a run of `num_workers` workers saw the batches that these workers see.
+
+        Where it did not, a run that goes on begins the epoch again.
+        """
+        return True
+
     @functools.cached_property
     def element_spec(self):
         """The spec of a share, `(x,)`, `(x, y)` or `(x, y, sample_weight)`; first axis None."""

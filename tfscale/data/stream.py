@@ -102,6 +102,13 @@ class StreamBatches(batches.Batches):
             )
         return "file"
 
+    def same_order(self, shard, num_workers):
+        """A stream cut by file has other batches on another number of workers."""
+        if num_workers == shard.num_workers:
+            return True
+        before = shards.Shard(0, num_workers, shard.replicas_per_worker)
+        return "file" not in (self.sharding(shard), self.sharding(before))
+
     def dataset(self, shard, start_step=0):
         checks.check_enough_replicas(self.global_batch_size, shard)
         epoch_shares = self._by_file if self.sharding(shard) == "file" else self._by_example
@@ -197,6 +204,9 @@ class StreamBatches(batches.Batches):
             deterministic=True,
         )
         seed = self._seed * np.int64(1_000_003) + epoch
+        # `Dataset.shuffle` mixes the process's global seed in, and fails where that is 0. Inside
+        # this graph, and nowhere else, the global seed is another: the order is that of `seed`.
+        tf.random.set_seed(1)
         return stream.shuffle(self._buffer, seed=seed, reshuffle_each_iteration=False)
 
     def _decode(self, serialized, count):

@@ -17,8 +17,8 @@ from absl import logging
 from tfscale.data import accept
 from tfscale.strategy import shard_of
 from tfscale.training import checkpoint as checkpoint_lib
-from tfscale.training import functions as functions_lib
 from tfscale.training import fit_run, pace, prepare, progress, state
+from tfscale.training import functions as functions_lib
 from tfscale.training import reduction as reduction_lib
 from tfscale.training import step as step_lib
 
@@ -138,7 +138,7 @@ class Trainer:
         self.model.stop_training = False
         with self.strategy.scope():
             run.callbacks.on_train_begin()
-            self._restore(resume_from, history)
+            self._restore(resume_from, run, history)
             logs = {}
             while self.progress.epoch < epochs and not run.stopped:
                 logs = self._fit_epoch(run, history)
@@ -311,12 +311,23 @@ class Trainer:
             }
             run.checkpoints.save(checkpoint_lib.Checkpoint(self.progress.step, arrays, facts))
 
-    def _restore(self, saved, history):
+    def _restore(self, saved, run, history):
         """Put a checkpoint's state back, to go on at its step."""
         if saved is None:
             return
         state.restore(self.model, self.strategy, saved.arrays, saved.path)
         self.progress.go_on_from(saved.facts["progress"])
+        run.reports, run.steps_per_epoch = saved.facts["reports"], saved.facts["steps_per_epoch"]
+        if not run.data.same_order(self.shard, saved.facts["num_workers"]):
+            logging.warning(
+                "The data is a stream cut by file, whose order depends on the number of workers. "
+                "Received: %d workers, and %d before. Epoch %d begins again.",
+                self.shard.num_workers,
+                saved.facts["num_workers"],
+                self.progress.epoch + 1,
+            )
+            self.progress.position = 0
+            run.reports = {}
         history.epoch = saved.facts["history"]["epoch"]
         history.history = saved.facts["history"]["history"]
         logging.info("Going on from %s, at step %d.", saved.path, saved.step)
