@@ -125,7 +125,7 @@ class TrainConfig:
     )
     seed: int = _field(0, "initial weights and dropout; TensorFlow, NumPy and Python")
     mixed_precision: str = _field("", "mixed_bfloat16 or mixed_float16; empty: float32")
-    jit_compile: bool = _field(False, "compile the forward and backward pass with XLA")
+    jit_compile: bool = _field(False, "compile the step with XLA, all of it on one replica")
     validate_every: int = _field(1, "epochs between two validations; 0: never")
 
 

@@ -110,7 +110,11 @@ def _tape_step(model, data):
         )
     gradients = tape.gradient(loss, model.trainable_variables)
     model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-    return {"tape_loss": loss}
+    if tf.shape(x)[0] > 0:  # noqa: SIM108  (AutoGraph converts it)
+        examples = tf.cast(tf.shape(x)[0], tf.float32)
+    else:
+        examples = -1.0
+    return {"tape_loss": loss, "has_examples": tf.sign(examples)}
 
 
 def _train_own_step():

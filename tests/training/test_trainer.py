@@ -275,3 +275,28 @@ def test_a_stream_cut_by_file_begins_the_epoch_again_on_other_workers(tmp_path, 
     trainer = linear_trainer()
     trainer.fit(data(), **arguments, resume_from=saved)
     assert trainer.progress.step == 16 + 10 and "Epoch 2 begins again" in caplog.text
+
+
+def test_another_number_of_steps_an_epoch_is_refused_within_one(tmp_path):
+    checkpoints = checkpoint_lib.Checkpoints(tmp_path, keep_last=9)
+    linear_trainer().fit(
+        X, Y, global_batch_size=10, checkpoints=checkpoints, save_every_steps=4, verbose=0
+    )
+    within = checkpoint_lib.read(checkpoints.path(8))
+    with pytest.raises(ValueError, match=r"at step 8 of 10 in its epoch.*now has 5"):
+        linear_trainer().fit(X, Y, global_batch_size=20, resume_from=within, verbose=0)
+    at_the_end = checkpoint_lib.read(checkpoints.path(10))
+    history = linear_trainer().fit(
+        X, Y, global_batch_size=20, epochs=2, resume_from=at_the_end, verbose=0
+    )
+    assert history.epoch == [0, 1]
+
+
+@pytest.mark.parametrize("strategy", ["onedevice", "mirrored"])
+def test_a_compiled_step_gives_the_same_numbers(strategy):
+    curves = [
+        linear_trainer(strategy, jit_compile=jit).fit(X, Y, epochs=3, verbose=0).history
+        for jit in (False, True)
+    ]
+    for name, values in curves[0].items():
+        np.testing.assert_allclose(curves[1][name], values, rtol=1e-5, err_msg=name)

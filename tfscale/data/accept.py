@@ -1,8 +1,16 @@
 """The door for data from Python: arrays, datasets and batches become `Batches`."""
 
+import functools
+
 import tensorflow as tf
 
 from tfscale.data import batches
+
+
+@functools.lru_cache(maxsize=1)
+def _last_dataset(dataset, steps_per_epoch):
+    """The batches of the dataset that came last, so that calls of `fit` in a row share them."""
+    return batches.from_dataset(dataset, steps_per_epoch=steps_per_epoch)
 
 
 def as_batches(
@@ -56,7 +64,11 @@ def as_batches(
             f"{type(x).__name__} with y or sample_weight. Zip them into the dataset."
         )
     if isinstance(x, tf.data.Dataset):
-        return batches.from_dataset(x, steps_per_epoch=steps_per_epoch, class_weight=class_weight)
+        if class_weight is not None:
+            return batches.from_dataset(
+                x, steps_per_epoch=steps_per_epoch, class_weight=class_weight
+            )
+        return _last_dataset(x, steps_per_epoch)
     if class_weight is not None or steps_per_epoch is not None:
         raise ValueError(
             "`class_weight` and `steps_per_epoch` are settled when Batches are made. Received: "

@@ -191,31 +191,39 @@ class DatasetBatches(Batches):
         self.global_batch_size = tf.nest.flatten(dataset.element_spec)[0].shape[0]
         self._dataset, self._policy = dataset, shard_policy
         self._transform = transform or (lambda share: share)
+        self._made = {}
 
     def dataset(self, shard, start_step=0):
         checks.check_enough_replicas(self.global_batch_size, shard)
-        whole = self._dataset if self.steps_per_epoch is None else self._dataset.repeat()
-        numbered = whole.enumerate().skip(start_step)
-        return pipeline(numbered, self._reader(shard, self._policy))
+        if (shard, start_step) not in self._made:  # tracing costs as much as ten small steps
+            whole = self._dataset if self.steps_per_epoch is None else self._dataset.repeat()
+            shares = self._shares(whole, start_step, shard, self._policy)
+            self._made = {(shard, start_step): shares}
+        return self._made[shard, start_step]
 
     def epoch(self, shard):
         checks.check_enough_replicas(self.global_batch_size, shard)
         steps = -1 if self.steps_per_epoch is None else self.steps_per_epoch
-        numbered = self._dataset.enumerate().take(steps)
-        return pipeline(numbered, self._reader(shard, "block"))
+        return self._shares(self._dataset.take(steps), 0, shard, "block")
 
-    def _reader(self, shard, policy):
-        """The function from a step and its global batch to a worker's share."""
+    def _shares(self, whole, start_step, shard, policy):
+        """A worker's share of each global batch from a step on."""
 
-        def read(step, *batch):
+        def read(*batch):
+            batch = batch[0] if len(batch) == 1 and isinstance(batch[0], tuple) else batch
+            count = tf.shape(tf.nest.flatten(batch)[0])[0]
+            return self._transform(batch), count
+
+        def read_share(step, *batch):
             batch = batch[0] if len(batch) == 1 and isinstance(batch[0], tuple) else batch
             count = tf.shape(tf.nest.flatten(batch)[0], tf.int64)[0]
-            if shard.num_replicas > 1:
-                positions = order.positions(count, shard, policy, (step,))
-                batch = tf.nest.map_structure(lambda t: tf.gather(t, positions), batch)
+            positions = order.positions(count, shard, policy, (step,))
+            batch = tf.nest.map_structure(lambda t: tf.gather(t, positions), batch)
             return self._transform(batch), tf.cast(count, tf.int32)
 
-        return read
+        if shard.num_replicas == 1:
+            return pipeline(whole.skip(start_step) if start_step else whole, read)
+        return pipeline(whole.enumerate().skip(start_step), read_share)
 
     @staticmethod
     def _check_steps(cardinality, steps_per_epoch):

@@ -57,6 +57,26 @@ class FitRun:
             self._endless = iter(self.data.dataset(shard, first))
         return self._endless
 
+    def go_on_from(self, facts, position):
+        """Take over what an earlier life knew of the epoch under way.
+
+        Args:
+            facts: those of its checkpoint.
+            position: steps it took in that epoch.
+
+        Raises:
+            ValueError: if its epochs had another number of steps, and it stopped within one.
+        """
+        before, now = facts["steps_per_epoch"], self.steps_per_epoch
+        if position and None not in (before, now) and before != now:
+            raise ValueError(
+                "A run can go on within an epoch only with the same data and global batch. "
+                f"Received: a checkpoint at step {position} of {before} in its epoch, where an "
+                f"epoch now has {now}. Use the same global batch, or a checkpoint from the end "
+                "of an epoch."
+            )
+        self.reports, self.steps_per_epoch = facts["reports"], now or before
+
     def next_steps(self, at):
         """Return the steps until the host has to look again, the same on every worker."""
         if self.steps_per_epoch is None:

@@ -26,10 +26,10 @@ class Functions:
         self._model, self._strategy, self._shard = model, strategy, shard
         self._train, self._test = train, test
         self.report_names = ()
-        self.train_steps = tf.function(self._train_steps)
-        self.test_steps = tf.function(self._test_steps)
+        self.train_steps = tf.function(self._train_steps, autograph=False)
+        self.test_steps = tf.function(self._test_steps, autograph=False)
         self.metrics = tf.function(model.get_metrics_result)
-        self.predict_step = tf.function(self._predict_step, reduce_retracing=True)
+        self.predict_step = tf.function(self._predict_step, autograph=False, reduce_retracing=True)
         self.reset_metrics = tf.function(model.reset_metrics)
         self.agree = tf.function(self._agree)
         self.read_state = tf.function(lambda: state.read(model))
@@ -40,7 +40,7 @@ class Functions:
         def once(iterator):
             self._one_step(iterator)
 
-        tf.function(once).get_concrete_function(iterator)
+        tf.function(once, autograph=False).get_concrete_function(iterator)
 
     def _train_steps(self, iterator, num_steps, votes):
         """Take `num_steps` steps.
@@ -54,13 +54,18 @@ class Functions:
             The metrics by name, the reports of the steps (their mean) by name, the examples
             seen, the learning rate of the next step, and the sum of votes.
         """
-        examples = tf.constant(0, tf.int64)
-        reports = tf.zeros([len(self.report_names)])
-        for _ in tf.range(num_steps):
-            latest, count = self._one_step(iterator)
-            examples += count
-            reports += latest
-        means = tf.unstack(reports / tf.cast(num_steps, tf.float32))
+        num_reports = len(self.report_names)
+
+        def take(step, examples, *sums):
+            report, count = self._one_step(iterator)
+            return step + 1, examples + count, *(total + report for total in sums)
+
+        # Each loop variable costs in every step, so sums of reports are there only if needed.
+        sums = (tf.zeros([num_reports]),) if num_reports else ()
+        _, examples, *sums = tf.while_loop(
+            lambda step, *_: step < num_steps, take, (0, tf.constant(0, tf.int64), *sums)
+        )
+        means = tf.unstack(sums[0] / tf.cast(num_steps, tf.float32)) if sums else []
         rate = getattr(self._model.optimizer, "learning_rate", 0.0)
         return (
             self._model.get_metrics_result(),
@@ -70,7 +75,6 @@ class Functions:
             self._agree(votes),
         )
 
-    @tf.autograph.experimental.do_not_convert
     def _one_step(self, iterator):
         """Run one step on all replicas; return its reports as a vector, and its examples."""
         batch, global_count = next(iterator)
@@ -89,11 +93,15 @@ class Functions:
 
     def _test_steps(self, iterator, num_steps):
         """Score `num_steps` batches."""
-        for _ in tf.range(num_steps):
+
+        def score(step):
             batch, global_count = next(iterator)
             self._strategy.run(
                 lambda b, n: self._test(*self._cut(b, n)), args=(batch, global_count)
             )
+            return (step + 1,)
+
+        tf.while_loop(lambda step: step < num_steps, score, (0,))
 
     def _predict_step(self, batch, global_count):
         """Return the outputs for one global batch, in its order, on every worker."""

@@ -49,8 +49,8 @@ def build(model, data, strategy):
         strategy: the strategy the model was made under.
     """
     with strategy.scope():
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(_zeros(data.element_spec))
         if not model.built or (model.compiled and not _metrics_are_built(model)):
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(_zeros(data.element_spec))
             y_pred = model(x, training=False)
             if model.compiled and y is not None and not step_lib.overrides(model, "train_step"):
                 model.compute_loss(x, y, y_pred, sample_weight, training=False)

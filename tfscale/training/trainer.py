@@ -36,7 +36,8 @@ class Trainer:
             it, the step is the compiled one, or the model's own `train_step`.
         reduction: how gradients of all replicas become one, by name or as an object of
             `training.reduction`.
-        jit_compile: compile the forward and backward pass with XLA.
+        jit_compile: compile the step with XLA: all of it on one replica, the forward and backward
+            pass on several.
 
     Raises:
         ValueError: if the model has neither been compiled nor a step of its own.
@@ -317,7 +318,7 @@ class Trainer:
             return
         state.restore(self.model, self.strategy, saved.arrays, saved.path)
         self.progress.go_on_from(saved.facts["progress"])
-        run.reports, run.steps_per_epoch = saved.facts["reports"], saved.facts["steps_per_epoch"]
+        run.go_on_from(saved.facts, self.progress.position)
         if not run.data.same_order(self.shard, saved.facts["num_workers"]):
             logging.warning(
                 "The data is a stream cut by file, whose order depends on the number of workers. "
