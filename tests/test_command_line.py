@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from tfscale import command_line, fit
+from tfscale import command_line, config_files, fit
 from tfscale.config import RunConfig
 from tfscale.names import check_known, closest, nearest
 
@@ -26,7 +26,7 @@ def parse(*argv):
 
 def config_of(*argv):
     config = parse(*argv).config
-    command_line.check_types(config)
+    config_files.check_types(config)
     return config
 
 
@@ -142,9 +142,9 @@ def test_json_round_trip(tmp_path, config_file):
         "--config.data.transform_arguments.standardize.mean=0.1",
     )
     path = tmp_path / "config.json"
-    path.write_text(command_line.config_to_json(config))
-    again = command_line.load_config(path)
-    assert command_line.config_to_json(again) == path.read_text()
+    path.write_text(config_files.config_to_json(config))
+    again = config_files.load_config(path)
+    assert config_files.config_to_json(again) == path.read_text()
     assert again.data.transforms == ("rescale", "flatten")
     assert dataclasses.replace(again, model=config.model) == config
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfscale import command_line, experiment, fit
+from tfscale import config_files, experiment, fit
 from tfscale.config import RunConfig
 from tfscale.data import digits
 
@@ -85,8 +85,8 @@ def commands(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_experiment_takes_a_step_and_scores_the_test_split(path, data_dirs):
-    fields = json.loads(command_line.config_to_json(command_line.load_config(path)))
-    config = command_line.config_from_dict(fields)  # as a run reads its config.json
+    fields = json.loads(config_files.config_to_json(config_files.load_config(path)))
+    config = config_files.config_from_dict(fields)  # as a run reads its config.json
     config.data.data_dir = str(data_dirs[config.data.name])
     run = experiment.build(config, "onedevice")
     before = run.trainer.model.get_weights()
@@ -99,15 +99,15 @@ def test_experiment_takes_a_step_and_scores_the_test_split(path, data_dirs):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_experiment_survives_json(path):
-    config = command_line.load_config(path)
-    text = command_line.config_to_json(config)
-    again = command_line.config_from_dict(json.loads(text))
-    assert command_line.config_to_json(again) == text
+    config = config_files.load_config(path)
+    text = config_files.config_to_json(config)
+    again = config_files.config_from_dict(json.loads(text))
+    assert config_files.config_to_json(again) == text
     assert again.data == config.data and again.train == config.train
 
 
 def test_digits_cnn_spells_out_the_default():
-    assert command_line.load_config(ROOT / "experiments" / "digits_cnn.py") == RunConfig()
+    assert config_files.load_config(ROOT / "experiments" / "digits_cnn.py") == RunConfig()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -153,7 +153,7 @@ def test_python_on_the_page_about_data_runs(capsys):
     ],
 )
 def test_absent_data_are_refused_with_the_way_out(file, expected, tmp_path):
-    config = command_line.load_config(ROOT / "experiments" / file)
+    config = config_files.load_config(ROOT / "experiments" / file)
     config.data.data_dir = os.path.join(tmp_path, "missing")
     with pytest.raises(ValueError, match=expected):
         experiment.build(config, "onedevice")

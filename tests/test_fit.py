@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf  # noqa: F401  (conftest then gives this process three CPUs)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tfscale import command_line, evaluate, fit
+from tfscale import config_files, evaluate, fit
 from tfscale.cluster import ports
 from tfscale.monitor import run_log
 from tfscale.training import checkpoint as checkpoint_lib
@@ -175,7 +175,7 @@ class TestWhatARunLeaves:
         assert not list(finished.rglob("*writing*"))
 
     def test_config_is_that_of_the_run(self, finished):
-        config = command_line.load_config(finished / "config.json")
+        config = config_files.load_config(finished / "config.json")
         assert config.model.arguments == {"filters": [4], "dense_units": [8]} or (
             config.model.arguments == {"filters": (4,), "dense_units": (8,)}
         )

@@ -21,12 +21,14 @@ ROOMS = (
     {"strategy", "testing"},
     {"data", "models", "optimizers", "monitor"},
     {"training", "parallel", "search"},
+    {"config_files"},
     {"command_line", "run_folder"},
     {"experiment"},
+    {"scoring"},
     {*COMMANDS, "__main__"},
 )
 # Within one line of ROOMS, besides a room and itself.
-NEIGHBOURS = {("run_folder", "command_line"), ("fit", "evaluate")}
+NEIGHBOURS = {("fit", "evaluate")}
 PRIVATE_NAMES_LIVE_IN = ("strategy", "training/reduction")
 DOCUMENTED = ("os._exit",)  # public, in spite of its underscore
 

@@ -9,26 +9,17 @@ import ast
 import contextlib
 import dataclasses
 import errno
-import importlib.util
-import json
 import os
-import pathlib
 import re
 import sys
 import tempfile
-import traceback
-import types
 import typing
 
 from absl import flags
 from ml_collections import config_flags
 
 from tfscale.config import RunConfig
-from tfscale.names import closest
-
-
-class UsageError(ValueError):
-    """What was typed cannot be run; its text is all that a user is shown."""
+from tfscale.config_files import UsageError, check_name, field_names, load_config
 
 
 def parse(argv, usage, define, *, with_config=True):
@@ -92,84 +83,6 @@ def run(main, argv):
         return 0
 
 
-def load_config(path):
-    """Return the `RunConfig` of a file.
-
-    Args:
-        path: a Python file with `get_config()`, or JSON as `--show_config` prints it.
-
-    Raises:
-        UsageError: if there is no such file, or it holds something else.
-    """
-    rule = "--config must be a .py file with get_config() or a .json file."
-    if not str(path):
-        raise UsageError(f"{rule} Received: no name. Write --config=FILE, or leave it out.")
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise UsageError(f"{rule} Received: {path}, which does not exist. See experiments/.")
-    if path.suffix == ".json":
-        try:
-            fields = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{rule} Received: {path}, which is not JSON: {error}.") from None
-        return config_from_dict(fields)
-    if path.suffix != ".py":
-        raise UsageError(f"{rule} Received: {path}.")
-    config = _call_get_config(path, rule)
-    if not isinstance(config, RunConfig):
-        raise UsageError(f"{rule} Received: {path}, whose get_config() gives {type(config)}.")
-    check_types(config)
-    return config
-
-
-def config_from_dict(fields):
-    """Return the `RunConfig` that a nested dict describes; what it leaves out is the default.
-
-    Raises:
-        UsageError: for an unknown name or a value of another type.
-    """
-    config = RunConfig()
-    if not isinstance(fields, dict):
-        raise UsageError(f"A configuration must be an object of sections. Received: {fields!r}.")
-    for section, values in fields.items():
-        _check_name(section, _names(config), "--config")
-        if not isinstance(values, dict):
-            raise UsageError(f"Section `{section}` must be an object. Received: {values!r}.")
-        holder = getattr(config, section)
-        for name, value in values.items():
-            _check_name(name, _names(holder), f"--config.{section}")
-            setattr(holder, name, tuple(value) if isinstance(value, list) else value)
-    check_types(config)
-    return config
-
-
-def config_to_json(config):
-    """Return a configuration as JSON text that `load_config` reads back."""
-    return json.dumps(dataclasses.asdict(config), indent=2)
-
-
-def check_types(config):
-    """Refuse a value that is not of its field's type; whole numbers pass for floats.
-
-    Raises:
-        UsageError: naming the field, its type, and what came.
-    """
-    for section in dataclasses.fields(config):
-        holder = getattr(config, section.name)
-        if not isinstance(holder, section.default_factory):
-            raise UsageError(
-                f"Section `{section.name}` must be a {section.default_factory.__name__}. "
-                f"Received: {holder!r}."
-            )
-        for field in dataclasses.fields(holder):
-            value = getattr(holder, field.name)
-            if not _fits(value, field.type):
-                raise UsageError(
-                    f"`{section.name}.{field.name}` must be {_type_name(field.type)}. "
-                    f"Received: {value!r}. Its meaning: {field.metadata['help']}."
-                )
-
-
 @contextlib.contextmanager
 def quiet_import():
     """Keep from the terminal what TensorFlow says about itself while it is imported.
@@ -216,22 +129,6 @@ def _define_config(values, argv):
     return argv
 
 
-def _call_get_config(path, rule):
-    """Return what a Python file's `get_config()` gives, None where there is no such function."""
-    spec = importlib.util.spec_from_file_location(f"tfscale_config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        return module.get_config() if hasattr(module, "get_config") else None
-    except Exception as error:  # A user's own file may fail in any way.
-        frames = traceback.extract_tb(error.__traceback__)
-        line = [f", line {frame.lineno}" for frame in frames if frame.filename == str(path)][-1:]
-        raise UsageError(
-            f"{rule} Received: {path}, which fails: {type(error).__name__}: {error}"
-            f"{''.join(line)}. Mend the file."
-        ) from None
-
-
 def _take_file(argv):
     """Split `--config=FILE` off, wherever it stands."""
     rest, file, arguments = [], None, iter(argv)
@@ -254,14 +151,14 @@ def _checked_override(config, argument):
     if not name.lstrip("-").startswith("config."):
         return argument
     path = name.lstrip("-").split(".")[1:]
-    _check_name(path[0], _names(config), "--config")
+    check_name(path[0], field_names(config), "--config")
     holder = getattr(config, path[0])
     if len(path) < 2:
         raise UsageError(
             f"An override must name a field. Received: {argument}. Use --config.{path[0]}."
-            f"{_names(holder)[0]}=VALUE."
+            f"{field_names(holder)[0]}=VALUE."
         )
-    _check_name(path[1], _names(holder), f"--config.{path[0]}")
+    check_name(path[1], field_names(holder), f"--config.{path[0]}")
     kind = next(f.type for f in dataclasses.fields(holder) if f.name == path[1])
     if typing.get_origin(kind) is dict:
         _set_argument(getattr(holder, path[1]), path, argument)
@@ -311,43 +208,6 @@ def _literal(text):
         return words[text.lower()] if text.lower() in words else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def _check_name(name, known, where):
-    if name not in known:
-        near = closest(name, known)
-        hint = f" Did you mean {where}.{near}?" if near else ""
-        raise UsageError(f"{where} has no `{name}`.{hint} It has: {', '.join(known)}.")
-
-
-def _names(holder):
-    return [field.name for field in dataclasses.fields(holder)]
-
-
-def _fits(value, kind):
-    origin = typing.get_origin(kind)
-    if origin is types.UnionType:
-        return any(_fits(value, option) for option in typing.get_args(kind))
-    if origin is tuple:
-        return isinstance(value, tuple) and all(
-            _fits(part, typing.get_args(kind)[0]) for part in value
-        )
-    if origin is dict:
-        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _type_name(kind):
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    if typing.get_origin(kind) is types.UnionType:
-        return " or ".join(_type_name(option) for option in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        return "a list, such as a,b"
-    return "nothing" if kind is type(None) else names.get(kind, "an object of named values")
 
 
 def _help(usage, values, with_config):

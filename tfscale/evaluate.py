@@ -8,7 +8,7 @@ import sys
 
 from absl import flags
 
-from tfscale import command_line, run_folder
+from tfscale import command_line, config_files, run_folder
 
 USAGE = """Score the model that a run has saved, on its test split.
 
@@ -26,19 +26,19 @@ def _main(argv):
     if values is None:
         return 0
     if not values.run_dir:
-        raise command_line.UsageError(
+        raise config_files.UsageError(
             "--run_dir must name the folder of a run. Received: none. Folders are in runs/."
         )
     folder = run_folder.RunFolder(values.run_dir)
     config = folder.saved_config()
     if not folder.model.exists():
-        raise command_line.UsageError(
+        raise config_files.UsageError(
             "--run_dir must hold a finished run with its model.keras. "
             f"Received: {folder.path}. Finish it with tfscale.fit --run_dir={folder.path}."
         )
     with command_line.quiet_import():
-        from tfscale import experiment
-    scores = experiment.evaluate_saved(config, folder, values.split)
+        from tfscale import scoring
+    scores = scoring.evaluate_saved(config, folder, values.split)
     print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
     return 0
 
@@ -57,19 +57,19 @@ def evaluator_task(config, run_dir):
         ValueError: if there is no run folder or no validation data.
     """
     if not run_dir:
-        raise command_line.UsageError(
+        raise config_files.UsageError(
             "An evaluator task needs --run_dir, the folder that the workers write. "
             "Received: none. Give all tasks the same --run_dir."
         )
     with command_line.quiet_import():
-        from tfscale import experiment
+        from tfscale import scoring
     folder = run_folder.RunFolder(run_dir)
 
     def report(step, scores):
         line = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         print(f"evaluator  step {step}  {line}", flush=True)
 
-    experiment.evaluate_checkpoints(config, folder, report)
+    scoring.evaluate_checkpoints(config, folder, report)
     return 0
 
 

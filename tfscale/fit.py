@@ -11,7 +11,7 @@ import time
 
 from absl import flags
 
-from tfscale import command_line, evaluate, run_folder
+from tfscale import command_line, config_files, evaluate, run_folder
 from tfscale.cluster import environment, local
 from tfscale.names import nearest
 
@@ -34,9 +34,9 @@ def _main(argv):
     values = command_line.parse(argv, USAGE, _define_flags)
     if values is None:
         return 0
-    command_line.check_types(values.config)
+    config_files.check_types(values.config)
     if values.show_config:
-        print(command_line.config_to_json(values.config))
+        print(config_files.config_to_json(values.config))
         return 0
     if values.list:
         return _list_models()
@@ -72,27 +72,27 @@ def _starts_workers(values, cluster):
     """Whether this process is the one that starts the others."""
     strategies = ("auto", "onedevice", "mirrored", "multiworker")
     if values.strategy not in strategies:
-        raise command_line.UsageError(
+        raise config_files.UsageError(
             f"--strategy must be one of {', '.join(strategies)}. "
             f"Received: {values.strategy!r}.{nearest(values.strategy, strategies)}"
         )
     if cluster.workers:
         if values.workers not in (0, len(cluster.workers)) and not cluster.is_evaluator:
-            raise command_line.UsageError(
+            raise config_files.UsageError(
                 "In a cluster --workers must be its size, or be left out. "
                 f"Received: --workers={values.workers} in a cluster of {len(cluster.workers)}."
             )
         return False
     if values.strategy != "multiworker":
         if values.workers > 1:
-            raise command_line.UsageError(
+            raise config_files.UsageError(
                 "--workers belongs to --strategy=multiworker. "
                 f"Received: --workers={values.workers} --strategy={values.strategy}. "
                 "Add --strategy=multiworker."
             )
         return False
     if not values.workers:
-        raise command_line.UsageError(
+        raise config_files.UsageError(
             "--strategy=multiworker needs a cluster or --workers=N. Received: neither TF_CONFIG, "
             "nor Slurm's variables, nor --workers. Add --workers=2."
         )

@@ -4,9 +4,10 @@ The chief writes, all workers must see the same folder. Checkpoints' contents ar
 """
 
 import datetime
+import json
 import pathlib
 
-from tfscale import command_line
+from tfscale import config_files
 from tfscale.training import checkpoint as checkpoint_lib
 
 # What may change between two lives of one run: how long it goes on, what it shows and keeps.
@@ -68,7 +69,7 @@ class RunFolder:
             self._check_same(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            checkpoint_lib.write_whole(self.config, command_line.config_to_json(config) + "\n")
+            checkpoint_lib.write_whole(self.config, config_files.config_to_json(config) + "\n")
         except OSError as error:
             raise ValueError(
                 f"--run_dir must be a folder that can be written. Received: {self.path} "
@@ -77,8 +78,14 @@ class RunFolder:
 
     def is_visible(self, config):
         """Say whether this process sees the configuration that the chief wrote."""
-        expected = command_line.config_to_json(config) + "\n"
+        expected = config_files.config_to_json(config) + "\n"
         return self.config.exists() and self.config.read_text() == expected
+
+    def is_finished(self, epochs):
+        """Say whether the run has its summary, after so many epochs."""
+        if not self.summary.exists():
+            return False
+        return json.loads(self.summary.read_text())["epochs"] >= epochs
 
     def saved_config(self):
         """Return the `RunConfig` that was saved here.
@@ -91,7 +98,7 @@ class RunFolder:
                 "--run_dir must be the folder of a run. "
                 f"Received: {self.path}, which has no config.json. Folders of runs are in runs/."
             )
-        return command_line.load_config(self.config)
+        return config_files.load_config(self.config)
 
     def _check_same(self, config):
         before = self.saved_config()
