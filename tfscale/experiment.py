@@ -237,10 +237,14 @@ def compiled_model(config, splits):
     )
     loss_arguments = objectives.with_logits(config.loss.name, config.loss.arguments)
     from_logits = bool(loss_arguments.get("from_logits", False))
+    loss = objectives.build_loss(config.loss.name, loss_arguments)
+    two_classes = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
     model.compile(
         optimizer=optimizers.build_optimizer(config.optimizer, rate),
-        loss=objectives.build_loss(config.loss.name, loss_arguments),
-        metrics=objectives.build_metrics(config.metrics.names, from_logits=from_logits),
+        loss=loss,
+        metrics=objectives.build_metrics(
+            config.metrics.names, from_logits, isinstance(loss, two_classes)
+        ),
         jit_compile=False,
     )
     return model

@@ -16,7 +16,8 @@ def numbered(num_examples, **arguments):
 
 def shares(made, shard, num_steps, start_step=0):
     dataset = made.dataset(shard, start_step).take(num_steps)
-    return [(share[0].tolist(), int(count)) for share, count in dataset.as_numpy_iterator()]
+    found = (batches.with_count(element) for element in dataset)
+    return [(share[0].numpy().tolist(), int(count)) for share, count in found]
 
 
 def global_batches(made, workers, replicas, num_steps):
@@ -157,12 +158,12 @@ def test_every_worker_keeps_its_share_of_a_users_batches(workers, replicas):
     found = []
     for worker in range(workers):
         shard = shards.Shard(worker, workers, replicas)
-        elements = list(made.dataset(shard).take(3).as_numpy_iterator())
+        elements = [batches.with_count(e) for e in made.dataset(shard).take(3)]
         assert [int(c) for _, c in elements] == [12, 11, 12]
         for (share, count), first in zip(elements, (0, 12, 0), strict=True):
             positions = shards.worker_positions(int(count), shard, "interleaved") + first
-            assert share[0]["n"].tolist() == positions.tolist()
-        found += elements[0][0][0]["n"].tolist()
+            assert share[0]["n"].numpy().tolist() == positions.tolist()
+        found += elements[0][0][0]["n"].numpy().tolist()
     assert sorted(found) == list(range(12))
 
 

@@ -40,7 +40,9 @@ class Batches:
             worker's first replica, then of its second, and so on; a global batch smaller than
             the number of replicas is given to each of them in whole. Replica i
             of the m on a worker has `shards.share_size(len(share), i, m)` of them.
-            `global_count` is an int32 scalar, the examples in the whole global batch.
+            `global_count` is an int32 scalar, the examples in the whole global batch. Read the
+            elements with `with_count`: where a share is the whole batch, an element may be the
+            share alone.
 
         Raises:
             ValueError: if the global batch is smaller than the number of replicas.
@@ -75,7 +77,10 @@ class Batches:
     @functools.cached_property
     def element_spec(self):
         """The spec of a share, `(x,)`, `(x, y)` or `(x, y, sample_weight)`; first axis None."""
-        spec = self.epoch(shards.Shard()).element_spec[0]
+        spec = self.epoch(shards.Shard()).element_spec
+        if isinstance(spec, tuple) and len(spec) == 2 and _is_scalar(spec[1]):
+            spec = spec[0]
+        spec = spec if isinstance(spec, tuple) else (spec,)
         return tf.nest.map_structure(
             lambda s: tf.TensorSpec([None, *s.shape[1:]], s.dtype, name=None), spec
         )
@@ -190,7 +195,7 @@ class DatasetBatches(Batches):
         self.steps_per_epoch = steps_per_epoch or known
         self.global_batch_size = tf.nest.flatten(dataset.element_spec)[0].shape[0]
         self._dataset, self._policy = dataset, shard_policy
-        self._transform = transform or (lambda share: share)
+        self._transform = transform or _unchanged
         self._made = {}
 
     def dataset(self, shard, start_step=0):
@@ -222,7 +227,10 @@ class DatasetBatches(Batches):
             return self._transform(batch), tf.cast(count, tf.int32)
 
         if shard.num_replicas == 1:
-            return pipeline(whole.skip(start_step) if start_step else whole, read)
+            whole = whole.skip(start_step) if start_step else whole
+            # A map costs a hand-over between threads in every step.
+            unchanged = self._transform is _unchanged
+            return whole.prefetch(tf.data.AUTOTUNE) if unchanged else pipeline(whole, read)
         return pipeline(whole.enumerate().skip(start_step), read_share)
 
     @staticmethod
@@ -306,6 +314,26 @@ def from_dataset(dataset, *, steps_per_epoch=None, class_weight=None) -> Dataset
     width = len(spec) if isinstance(spec, tuple) else 1
     weights = transforms.class_weights(class_weight, width)
     return DatasetBatches(dataset, steps_per_epoch=steps_per_epoch, transform=weights)
+
+
+def with_count(element):
+    """Return an element of a `Batches` dataset as its share, a tuple, and the global count.
+
+    Args:
+        element: `(share, global_count)`, or a share that is the whole global batch.
+    """
+    if isinstance(element, tuple) and len(element) == 2 and _is_scalar(element[1]):
+        return element
+    share = element if isinstance(element, tuple) else (element,)
+    return share, tf.shape(tf.nest.flatten(share)[0])[0]
+
+
+def _is_scalar(value):
+    return hasattr(value, "shape") and value.shape.rank == 0
+
+
+def _unchanged(share):
+    return share
 
 
 def pipeline(dataset, read):

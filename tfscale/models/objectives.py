@@ -59,7 +59,7 @@ def with_logits(name, arguments):
     return {"from_logits": True, **arguments}
 
 
-def build_metrics(names, from_logits=False):
+def build_metrics(names, from_logits=False, binary=False):
     """Build Keras metrics by their identifiers.
 
     "accuracy" stays a name, since `compile` knows which accuracy fits the loss and the shapes.
@@ -69,6 +69,8 @@ def build_metrics(names, from_logits=False):
         from_logits: whether the model gives logits, as the loss is told. Metrics that take
             probabilities are then told so, or refused if they cannot be told; a threshold of
             one half becomes 0, its logit.
+
+        binary: whether the loss is between two classes, from one output.
 
     Returns:
         A list for `compile(metrics=...)`: `keras.metrics.Metric` objects, and the names that
@@ -83,6 +85,12 @@ def build_metrics(names, from_logits=False):
             f"`metrics.names` must be a tuple of names. Received: {names!r}. Write ({names!r},)."
         )
     metrics = [_build_metric(name, from_logits) for name in names]
+    if binary and from_logits:  # Keras would compare logits with one half
+        zero = {"threshold": 0.0}
+        metrics = [
+            keras.metrics.BinaryAccuracy(name=m, **zero) if m in ("accuracy", "acc") else m
+            for m in metrics
+        ]
     seen = [metric if isinstance(metric, str) else type(metric) for metric in metrics]
     for i, metric in enumerate(seen):
         if metric in seen[:i]:

@@ -55,7 +55,11 @@ class ScalarLog:
             self._writers[kind] = tf.summary.create_file_writer(folder)
         with self._writers[kind].as_default(step=step):
             for name, value in values.items():
-                tf.summary.scalar(name, value)
+                if isinstance(value, list):  # a metric of several numbers, such as one a class
+                    for i, part in enumerate(value):
+                        tf.summary.scalar(f"{name}/{i}", part)
+                else:
+                    tf.summary.scalar(name, value)
         self._writers[kind].flush()
 
     def close(self):

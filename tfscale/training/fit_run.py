@@ -24,7 +24,7 @@ class FitRun:
         callbacks: Keras' list of callbacks.
         stopped: all workers have agreed to stop.
         steps_per_epoch: None until it is found out, for a dataset of unknown length.
-        reports: sums of what a step of the user's own reported in this epoch, and the steps.
+        reports: sums of what a step of the user's own reported in this epoch, and the examples.
     """
 
     data: Batches
@@ -95,14 +95,14 @@ class FitRun:
         last = at.epoch == self.epochs or self.stopped
         return last or not self.save_every_steps or self.save_is_due(at)
 
-    def mean_reports(self, reports, k):
+    def mean_reports(self, reports, examples):
         """Return means over the epoch of what a step of the user's own reports.
 
         Args:
-            reports: means over the last k steps, by name.
-            k: how many steps.
+            reports: sums over the examples of the last execution, by name.
+            examples: how many they are.
         """
         for name, value in reports.items():
-            total, steps = self.reports.get(name, (0.0, 0))
-            self.reports[name] = (total + float(value) * k, steps + k)
-        return {name: total / steps for name, (total, steps) in self.reports.items()}
+            total, count = self.reports.get(name, (0.0, 0))
+            self.reports[name] = (total + float(value), count + examples)
+        return {name: total / count for name, (total, count) in self.reports.items()}

@@ -32,7 +32,7 @@ def check_model(model, step):
 
 def optimizers_of(model):
     """Return the model's optimizers: the compiled one, and those that are its attributes."""
-    found = [model.optimizer, *vars(model).values()]
+    found = [getattr(model, "optimizer", None), *vars(model).values()]
     unique = {id(o): o for o in found if isinstance(o, keras.optimizers.Optimizer)}
     return list(unique.values())
 
@@ -56,9 +56,16 @@ def build(model, data, strategy):
                 model.compute_loss(x, y, y_pred, sample_weight, training=False)
                 model.compute_metrics(x, y, y_pred, sample_weight)
                 model.reset_metrics()
-        optimizer = model.optimizer
+        optimizer = getattr(model, "optimizer", None)
         if optimizer is not None and not optimizer.built:
             _build_optimizer(optimizer, model.trainable_variables)
+        for other in optimizers_of(model):
+            if not other.built and strategy.num_replicas_in_sync > 1:
+                raise ValueError(
+                    "A second optimizer must be built before a step under several replicas. "
+                    f"Received: {type(other).__name__}, not built. Call its build(variables) in "
+                    "the scope of the strategy."
+                )
 
 
 def _build_optimizer(optimizer, variables):

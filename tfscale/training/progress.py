@@ -109,6 +109,7 @@ class Lines(keras.callbacks.Callback):
 
     def _print(self, where, logs):
         at = self._progress
-        values = "  ".join(f"{name} {value:.4g}" for name, value in (logs or {}).items())
+        numbers = {n: v for n, v in (logs or {}).items() if not isinstance(v, list)}
+        values = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         speed = f"  {at.examples_per_second:,.0f} examples/s" if at.examples_per_second else ""
         print(f"epoch {at.epoch + 1}/{self.params['epochs']}  {where}{speed}  {values}", flush=True)

@@ -9,6 +9,7 @@ and the functions in `keras.src.losses.loss` that scale by the number of replica
 
 import contextlib
 import dataclasses
+import functools
 import threading
 
 import keras
@@ -36,6 +37,7 @@ class Share:
         num_replicas: replicas that share the batch.
         counted: examples that this replica counts for, an int32 scalar, or `None` for `rows`.
         first_counted: the first of them among the rows, an int32 scalar.
+        reduction: how gradients are summed over the replicas.
         loss_is_weighted: the step weighs its loss itself, so its gradients are not weighed again.
     """
 
@@ -45,6 +47,7 @@ class Share:
     num_replicas: int
     counted: tf.Tensor | None = None
     first_counted: tf.Tensor | None = None
+    reduction: object = None
     loss_is_weighted: bool = False
 
     def weight(self, dtype="float32"):
@@ -82,6 +85,10 @@ _keras_unscale = keras_loss.unscale_loss_for_distribution
 _keras_reduce = keras_loss.reduce_weighted_values
 _keras_next_seed = keras.random.SeedGenerator.next
 _keras_update_mean = keras.metrics.Mean.update_state
+_keras_apply = keras.optimizers.Optimizer.apply
+_keras_scaled_apply = keras.optimizers.LossScaleOptimizer.apply
+_keras_sum = keras.optimizers.Optimizer._all_reduce_sum_gradients
+_SUMMED = "tfscale_gradients_are_summed"  # on an optimizer, while it applies reduced gradients
 
 
 def _scale(value):
@@ -149,6 +156,9 @@ def _install():
     keras_loss.reduce_weighted_values = _reduce
     keras.random.SeedGenerator.next = _next_seed
     keras.metrics.Mean.update_state = _update_mean
+    keras.optimizers.Optimizer.apply = _apply_after_reduction(_keras_apply)
+    keras.optimizers.LossScaleOptimizer.apply = _apply_after_reduction(_keras_scaled_apply)
+    keras.optimizers.Optimizer._all_reduce_sum_gradients = _sum_unless_done
 
 
 class MeanReduction:
@@ -222,45 +232,36 @@ def build_reduction(name="mean", arguments=None):
         ) from None
 
 
-def reduce_before_update(optimizer, reduction):
-    """Make an optimizer sum gradients over the replicas first, then clip and update.
+def _apply_after_reduction(keras_apply):
+    """An optimizer's `apply` that sums gradients over the replicas, then clips and updates.
 
     Keras clips each replica's own gradient and sums afterwards, so that the result changes with
-    the number of replicas. Calling this again replaces the reduction. Outside of
-    `replica_share` the optimizer is as before.
-
-    Args:
-        optimizer: a `keras.optimizers.Optimizer`, with or without loss scaling.
-        reduction: what `build_reduction` returns.
-
-    Raises:
-        RuntimeError: if this version of Keras has no such seam.
+    the number of replicas. An optimizer with loss scaling hands its sums to an inner one.
     """
-    apply = type(optimizer).apply
 
-    def reduce_and_apply(gradients, trainable_variables=None):
+    @functools.wraps(keras_apply)
+    def apply(self, gradients, trainable_variables=None):
         share = getattr(_active, "share", None)
-        if share is not None:
-            if not share.loss_is_weighted:
-                gradients = [_times(gradient, share.weight()) for gradient in gradients]
-            gradients = reduction.reduce(gradients)
-        return apply(optimizer, gradients, trainable_variables)
+        if share is None or getattr(self, _SUMMED, False):
+            return keras_apply(self, gradients, trainable_variables)
+        if not share.loss_is_weighted:
+            gradients = [_times(gradient, share.weight()) for gradient in gradients]
+        gradients = share.reduction.reduce(gradients)
+        inner = getattr(self, "inner_optimizer", self)
+        setattr(inner, _SUMMED, True)
+        try:
+            return keras_apply(self, gradients, trainable_variables)
+        finally:
+            setattr(inner, _SUMMED, False)
 
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    sum_gradients = getattr(type(inner), "_all_reduce_sum_gradients", None)
-    if sum_gradients is None:
-        raise RuntimeError(
-            "tfscale needs the reduction of Keras' TensorFlow optimizer, which this version does "
-            f"not have. Received: keras {keras.__version__}. Use a version that setup.py names."
-        )
+    return apply
 
-    def already_summed(grads_and_vars):
-        if getattr(_active, "share", None) is not None:
-            return grads_and_vars
-        return sum_gradients(inner, grads_and_vars)
 
-    optimizer.apply = reduce_and_apply
-    inner._all_reduce_sum_gradients = already_summed
+def _sum_unless_done(self, grads_and_vars):
+    """Keras' own sum over the replicas, where `apply` has not summed before."""
+    if getattr(self, _SUMMED, False):
+        return list(grads_and_vars)
+    return _keras_sum(self, grads_and_vars)
 
 
 def _times(gradient, factor):

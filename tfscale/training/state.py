@@ -6,6 +6,8 @@ all read, the chief writes.
 
 import tensorflow as tf
 
+from tfscale.training import prepare
+
 
 def variables_of(model):
     """Return the variables that a checkpoint of a model holds, by name.
@@ -15,11 +17,11 @@ def variables_of(model):
 
     Returns:
         A dict from name to `keras.Variable`: weights, seeds and statistics, then the
-        optimizer's, then those of the metrics.
+        optimizers', then those of the metrics.
     """
     groups = {
         "model": model.variables,
-        "optimizer": model.optimizer.variables if model.optimizer is not None else [],
+        "optimizer": [v for o in prepare.optimizers_of(model) for v in o.variables],
         "metrics": _metric_variables(model),
     }
     return {

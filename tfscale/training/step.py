@@ -7,6 +7,7 @@ A step is written as for one device; `reduction.replica_share` makes it one of m
 import contextlib
 import dataclasses
 import functools
+import inspect
 
 import keras
 import tensorflow as tf
@@ -14,7 +15,7 @@ import tensorflow as tf
 from tfscale.training import reduction as reduction_lib
 
 
-def cut_share(worker_share, global_count, replicas_per_worker):
+def cut_share(worker_share, global_count, replicas_per_worker, reduction=None):
     """Return the examples of the calling replica and its `Share` of the global batch.
 
     Args:
@@ -23,6 +24,7 @@ def cut_share(worker_share, global_count, replicas_per_worker):
             the whole of it for each of them.
         global_count: examples of the global batch, an int32 scalar.
         replicas_per_worker: replicas that this worker runs.
+        reduction: how gradients are summed over the replicas, of `training.reduction`.
 
     Returns:
         The replica's part of the structure and its `reduction.Share`.
@@ -44,6 +46,7 @@ def cut_share(worker_share, global_count, replicas_per_worker):
         num_replicas=num_replicas,
         counted=tf.where(small, tf.cast(replica < global_count, tf.int32), rows),
         first_counted=tf.where(small, replica, 0),
+        reduction=reduction,
     )
     if replicas_per_worker == 1:
         return worker_share, share
@@ -158,17 +161,12 @@ def train_function(model, step=None, jit_compile=False):
     """
     if step is not None:
         # As inside any `tf.function`, a Python `if` of the user's may depend on a tensor.
-        with contextlib.suppress(OSError, TypeError, ValueError):  # no source to convert
-            step = tf.autograph.to_graph(step)
+        if inspect.isfunction(step):
+            with contextlib.suppress(OSError, TypeError, ValueError):  # no source to convert
+                step = tf.autograph.to_graph(step)
         return functools.partial(own_step_replica, step, model)
     if overrides(model, "train_step"):
-        tracked = set(model.get_metrics_result())
-
-        def train_step(model, data):
-            logs = model.train_step(data)
-            return {name: value for name, value in logs.items() if name not in tracked}
-
-        return functools.partial(own_step_replica, train_step, model)
+        return functools.partial(own_step_replica, _untracked(type(model).train_step), model)
 
     if jit_compile and model.distribute_strategy.num_replicas_in_sync == 1:
         # Without a reduction in it, the whole step compiles: a quarter less time a step.
@@ -193,10 +191,55 @@ def _train_alone(model, data, count):
 
 
 def test_function(model):
-    """Return what one replica does to score its share: `(data, share)`."""
+    """Return what one replica does to score: `(data, share) -> dict of weighted reports`."""
     if not overrides(model, "test_step"):
-        return functools.partial(test_replica, model)
-    return functools.partial(own_step_replica, lambda model, data: model.test_step(data), model)
+
+        def test(data, share):
+            test_replica(model, data, share)
+            return {}
+
+        return test
+    return functools.partial(own_step_replica, _untracked(type(model).test_step), model)
+
+
+def _untracked(method):
+    """A model's own step that reports what no metric of the model holds.
+
+    A metric is read once, over all replicas; what the step returns of it is one replica's.
+    """
+
+    def step(model, data):
+        names = set(model.get_metrics_result())
+        tracker = next((m for m in model.metrics if m.name == "loss"), None)
+        with _noted_updates(tracker) as updates:
+            logs = method(model, data)
+        if tracker is not None and not updates:
+            names.discard("loss")  # a loss that is returned and tracked nowhere
+        if not isinstance(logs, dict):
+            return logs
+        return {name: value for name, value in logs.items() if name not in names}
+
+    return step
+
+
+@contextlib.contextmanager
+def _noted_updates(metric):
+    """Inside, each update of a metric is noted in the list that this gives."""
+    updates = []
+    if metric is None:
+        yield updates
+        return
+    update_state = type(metric).update_state
+
+    def noted(*args, **kwargs):
+        updates.append(True)
+        return update_state(metric, *args, **kwargs)
+
+    metric.update_state = noted
+    try:
+        yield updates
+    finally:
+        del metric.update_state
 
 
 def overrides(model, method):

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tfscale.data import accept
+from tfscale.data import accept, batches
 from tfscale.strategy import shard_of
 from tfscale.training import checkpoint as checkpoint_lib
 from tfscale.training import fit_run, pace, prepare, progress, state
@@ -52,7 +52,7 @@ class Trainer:
             reduction = reduction_lib.build_reduction(reduction)
         self.reduction = reduction
         self._step, self._jit_compile = step, jit_compile
-        self._functions = None
+        self._functions, self._parts = None, []
         prepare.check_model(model, step)
 
     def fit(
@@ -143,7 +143,10 @@ class Trainer:
             logs = {}
             while self.progress.epoch < epochs and not run.stopped:
                 logs = self._fit_epoch(run, history)
-            if isinstance(self.model.optimizer, keras.optimizers.Optimizer) and epochs > 0:
+            if (
+                isinstance(getattr(self.model, "optimizer", None), keras.optimizers.Optimizer)
+                and epochs > 0
+            ):
                 self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
             run.callbacks.on_train_end(logs)
         return history
@@ -198,8 +201,8 @@ class Trainer:
         self._prepare_functions()
         parts = []
         with self.strategy.scope():
-            for batch, global_count in data.epoch(self.shard):
-                outputs = self._functions.predict_step(batch, global_count)
+            for element in data.epoch(self.shard):
+                outputs = self._functions.predict_step(*batches.with_count(element))
                 parts.append(tf.nest.map_structure(lambda t: t.numpy(), outputs))
         return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
 
@@ -244,6 +247,8 @@ class Trainer:
             run.pace.measured(votes[1])
             run.callbacks.on_train_batch_end(at.position - 1, logs)
             run.stopped = votes[0] > 0
+            if self.shard.num_workers == 1:  # nobody else to ask
+                run.stopped = bool(self.model.stop_training)
             if run.save_is_due(at) and at.position != run.steps_per_epoch:
                 self._save(run, history)
         logs = self._end_epoch(run, logs)
@@ -264,7 +269,7 @@ class Trainer:
             lambda t: t.numpy(), results
         )
         self.progress.learning_rate = float(rate)
-        reports = run.mean_reports(reports, k)
+        reports = run.mean_reports(reports, int(examples))
         logs = {**_floats(metrics), **reports}
         return logs, int(examples), [int(v) for v in votes]
 
@@ -288,14 +293,20 @@ class Trainer:
         """Score all of the data and return the metrics by name."""
         self._functions.reset_metrics()
         dataset = data.epoch(self.shard)
+        if step_lib.overrides(self.model, "test_step"):
+            self._functions.find_report_names(iter(dataset), training=False)
         iterator, num_steps = iter(dataset), int(dataset.cardinality())
+        taken = []
         if num_steps >= 0:
-            self._functions.test_steps(iterator, tf.constant(num_steps))
+            taken.append(self._functions.test_steps(iterator, tf.constant(num_steps)))
         else:  # A user's dataset of unknown length: the end of it is the same on every worker.
             with contextlib.suppress(tf.errors.OutOfRangeError):
                 while True:
-                    self._functions.test_steps(iterator, tf.constant(1))
-        return _floats(self._functions.metrics())
+                    taken.append(self._functions.test_steps(iterator, tf.constant(1)))
+        total = sum(int(examples) for _, examples in taken)
+        names = taken[0][0] if taken else ()
+        reports = {n: sum(float(sums[n]) for sums, _ in taken) / total for n in names}
+        return {**_floats(self._functions.metrics()), **reports}
 
     def _save(self, run, history):
         """Write a checkpoint; every worker reads the state, the chief writes it."""
@@ -341,21 +352,23 @@ class Trainer:
         return accept.as_batches(data)
 
     def _prepare_functions(self, data=None):
-        """Make the graphs' functions once; learn what a step of the user's own reports."""
-        if self._functions is None:
+        """Make the graphs' functions, anew after `compile`; learn what own steps report."""
+        model = self.model
+        parts = [getattr(model, "optimizer", None), *model.metrics, *model.trainable_variables]
+        if self._functions is None or not _same(parts, self._parts):
+            self._parts = parts
             if self.strategy.num_replicas_in_sync > 1:
-                for optimizer in prepare.optimizers_of(self.model):
-                    reduction_lib.reduce_before_update(optimizer, self.reduction)
-                prepare.warn_about_local_statistics(self.model)
+                prepare.warn_about_local_statistics(model)
             self._functions = functions_lib.Functions(
-                self.model,
+                model,
                 self.strategy,
                 self.shard,
-                step_lib.train_function(self.model, self._step, self._jit_compile),
-                step_lib.test_function(self.model),
+                step_lib.train_function(model, self._step, self._jit_compile),
+                step_lib.test_function(model),
+                self.reduction,
             )
-        own_step = self._step is not None or step_lib.overrides(self.model, "train_step")
-        if data is not None and own_step and not self._functions.report_names:
+        own_step = self._step is not None or step_lib.overrides(model, "train_step")
+        if data is not None and own_step and not self._functions.report_names[True]:
             with self.strategy.scope():
                 self._functions.find_report_names(iter(data.dataset(self.shard)))
 
@@ -379,7 +392,15 @@ class Trainer:
         )
 
 
+def _same(parts, others):
+    """Whether two lists hold the same objects."""
+    return len(parts) == len(others) and all(
+        mine is theirs for mine, theirs in zip(parts, others, strict=True)
+    )
+
+
 def _floats(metrics):
     """Metrics as floats, the loss first."""
     names = sorted(metrics, key=lambda name: name != "loss")
-    return {name: float(metrics[name]) for name in names}
+    arrays = {name: np.asarray(metrics[name]) for name in names}
+    return {name: float(a) if a.ndim == 0 else a.tolist() for name, a in arrays.items()}
