@@ -117,6 +117,75 @@ def _tape_step(model, data):
     return {"tape_loss": loss, "has_examples": tf.sign(examples)}
 
 
+class ReturnedLoss(keras.Model):
+    """Steps that return a loss which no metric tracks."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = _convnet()
+
+    def call(self, x, training=False):
+        return self.net(x, training=training)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"loss": loss}
+
+    def test_step(self, data):
+        x, y = data
+        return {"loss": self.compute_loss(x, y, self(x, training=False)), "one": 1.0}
+
+
+def _train_returned_loss():
+    x, y, _ = _images(105)
+    model = ReturnedLoss()
+    model(x[:1])
+    model.compile(optimizers.SGD(0.1, momentum=0.9), _crossentropy())
+    trainer = Trainer(model)
+    history = trainer.fit(
+        x, y, global_batch_size=32, epochs=5, verbose=0, validation_data=(x[:37], y[:37])
+    )
+    assert history.history["loss"][0] > 0.5 and history.history["val_one"][0] == 1
+    return _outcome(trainer, history)
+
+
+def _train_two_optimizers():
+    """Two optimizers: one of the model's own attributes, one that the step alone knows."""
+    x, y, _ = _images(105)
+    model = _convnet()
+    model.first = optimizers.SGD(0.1, momentum=0.9, clipnorm=0.05)
+    second = optimizers.Adam(1e-2, global_clipnorm=0.1)
+    variables = model.trainable_variables
+    model.first.build(variables[:2])
+    second.build(variables[2:])
+
+    def step(model, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = _crossentropy()(y, model(x, training=True))
+        gradients = tape.gradient(loss, variables)
+        model.first.apply_gradients(zip(gradients[:2], variables[:2], strict=True))
+        second.apply_gradients(zip(gradients[2:], variables[2:], strict=True))
+        return loss
+
+    trainer = Trainer(model, step=step)
+    history = trainer.fit(x, y, global_batch_size=32, epochs=5, verbose=0)
+    return _outcome(trainer, history)
+
+
+def _train_mixed_precision():
+    """float16 with its loss scale; compared with a wider tolerance."""
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        return _train_images(functools.partial(_momentum, clipnorm=0.05), num_examples=105)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
 def _train_own_step():
     x, y, _ = _images(130)
     model = OwnTrainStep()
@@ -238,6 +307,9 @@ CASES = {
         functools.partial(_momentum, clipnorm=0.1), step=_tape_step, num_examples=105
     ),
     "own_train_step": _train_own_step,
+    "returned_loss": _train_returned_loss,
+    "two_optimizers": _train_two_optimizers,
+    "mixed_float16": _train_mixed_precision,
     "two_inputs": _train_two_inputs,
     "user_dataset": _train_user_dataset,
     "user_dataset_unknown_length": functools.partial(_train_user_dataset, unknown_length=True),

@@ -300,3 +300,62 @@ def test_a_compiled_step_gives_the_same_numbers(strategy):
     ]
     for name, values in curves[0].items():
         np.testing.assert_allclose(curves[1][name], values, rtol=1e-5, err_msg=name)
+
+
+def test_a_model_compiled_anew_is_trained_anew():
+    trainer = linear_trainer("mirrored")
+    trainer.fit(X, Y, verbose=0)
+    with trainer.strategy.scope():
+        trainer.model.compile(keras.optimizers.SGD(1e-9), "mse", metrics=["mae"])
+    before = trainer.model.get_weights()
+    trainer.fit(X, Y, verbose=0)
+    np.testing.assert_allclose(before[0], trainer.model.get_weights()[0], atol=1e-6)
+    assert trainer.model.optimizer.iterations.numpy() == 4
+
+
+class OwnLoop:
+    """A step as a bound method, for a model that was never compiled."""
+
+    def __init__(self, model):
+        self.optimizer = keras.optimizers.SGD(0.1)
+        self.optimizer.build(model.trainable_variables)
+
+    def step(self, model, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(x, training=True) - y))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        self.optimizer.apply(gradients, model.trainable_variables)
+        return {"loss": loss}
+
+
+def test_a_step_trains_a_model_without_compile():
+    curves = []
+    for strategy in (make_strategy("onedevice"), make_strategy("mirrored", 2)):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+            loop = OwnLoop(model)
+        trainer = Trainer(model, step=loop.step)
+        curves.append(trainer.fit(X, Y, epochs=3, verbose=0).history["loss"])
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5)
+    assert curves[0][-1] < curves[0][0] / 2
+
+
+def test_a_callback_that_stops_stops_at_once():
+    stop = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda step, logs: setattr(trainer.model, "stop_training", step == 3)
+    )
+    trainer = linear_trainer("mirrored")
+    trainer.fit(
+        X, Y, global_batch_size=10, steps_per_execution=2, epochs=3, callbacks=[stop], verbose=0
+    )
+    assert trainer.progress.step == 4
+
+
+def test_a_metric_of_several_numbers_is_a_list():
+    trainer = linear_trainer("mirrored")
+    with trainer.strategy.scope():
+        trainer.model.compile("sgd", "mse", metrics=[keras.metrics.F1Score()])
+    history = trainer.fit(X, (Y > 0).astype("float32"), epochs=1, verbose=2)
+    assert len(history.history["f1_score"][0]) == 1

@@ -80,6 +80,18 @@ def replica_share(share):
         _active.share = previous
 
 
+@contextlib.contextmanager
+def noted_means():
+    """Give a set that receives the `id` of each `keras.metrics.Mean` updated inside, here."""
+    _install()
+    previous = getattr(_active, "updated", None)
+    _active.updated = set()
+    try:
+        yield _active.updated
+    finally:
+        _active.updated = previous
+
+
 _keras_scale = keras_loss.scale_loss_for_distribution
 _keras_unscale = keras_loss.unscale_loss_for_distribution
 _keras_reduce = keras_loss.reduce_weighted_values
@@ -105,6 +117,8 @@ def _update_mean(self, values, sample_weight=None):
     So do the losses of single outputs, and those that a model's own `train_step` tracks.
     """
     share = getattr(_active, "share", None)
+    if getattr(_active, "updated", None) is not None:
+        _active.updated.add(id(self))
     if share is not None and sample_weight is None and not tf.convert_to_tensor(values).shape.rank:
         values = tf.cast(values, self.dtype)
         values *= tf.cast(share.num_replicas, values.dtype) * share.weight(values.dtype)

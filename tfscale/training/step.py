@@ -211,35 +211,15 @@ def _untracked(method):
     def step(model, data):
         names = set(model.get_metrics_result())
         tracker = next((m for m in model.metrics if m.name == "loss"), None)
-        with _noted_updates(tracker) as updates:
+        with reduction_lib.noted_means() as updated:
             logs = method(model, data)
-        if tracker is not None and not updates:
+        if tracker is not None and id(tracker) not in updated:
             names.discard("loss")  # a loss that is returned and tracked nowhere
         if not isinstance(logs, dict):
             return logs
         return {name: value for name, value in logs.items() if name not in names}
 
     return step
-
-
-@contextlib.contextmanager
-def _noted_updates(metric):
-    """Inside, each update of a metric is noted in the list that this gives."""
-    updates = []
-    if metric is None:
-        yield updates
-        return
-    update_state = type(metric).update_state
-
-    def noted(*args, **kwargs):
-        updates.append(True)
-        return update_state(metric, *args, **kwargs)
-
-    metric.update_state = noted
-    try:
-        yield updates
-    finally:
-        del metric.update_state
 
 
 def overrides(model, method):
