@@ -20,7 +20,7 @@ def long_description():
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
-# The ranges are what the tests ran on; constraints.txt has the exact versions. TensorFlow and
+# The tests ran on the versions of constraints.txt, which lie in these ranges. TensorFlow and
 # Keras are held to one minor version because the reduction replaces a private method.
 INSTALL_REQUIRES = [
     "absl-py>=2.1,<3",

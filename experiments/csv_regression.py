@@ -13,7 +13,7 @@ Data: 2,000 rows: 80% to train on, a tenth of which is held out for validation, 
 Model: 121 parameters.
 Cost: 1,350 steps. 6 s on one device.
 Result: test loss (mean squared error) 1.3481, mean absolute error 0.8937.
-Measured on two CPU cores, which other jobs were using at the same time; seconds are those the run
+Measured on two CPU cores; seconds are those the run
 reports, from the first step to the test.
 """
 

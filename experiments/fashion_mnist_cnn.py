@@ -14,7 +14,7 @@ Vollgraf, 2017). Model: 421,642 parameters.
 Cost: 2,814 steps. 155 s on one device, 219 s with two local workers.
 Result: test accuracy 0.9084, test loss 0.2943 on one device; 0.9078 and 0.2953 with two workers,
 whose dropout masks are others.
-Measured once with each command on two CPU cores, which other jobs were using at the same time
+Measured once with each command on two CPU cores
 (on quiet ones it takes less); seconds are those the run reports, from the first step to the test.
 Two workers share the two cores that one device has for itself.
 """

@@ -8,14 +8,14 @@ FOLDER holds the four original idx files, or what TFDS has prepared before.
 Data: 60,000 images of 28x28 pixels to train on, 10,000 to test. Model: 421,642 parameters.
 Cost: 2,345 steps.
 Result: a test accuracy of at least 0.98 after these 5 epochs is what is usual for a network of
-this kind on MNIST. It is not measured here: MNIST was not at hand. The same network and recipe
+this kind on MNIST. It was not measured by us. The same network and recipe
 were measured on Fashion-MNIST, whose files have the same format and whose task is harder:
 
     python -m tfscale.fit --config=experiments/mnist_cnn.py --config.data.name=fashion_mnist \
         --config.data.data_dir=/usr/share/datasets/fashion-mnist
 
 gave test accuracy 0.9070, test loss 0.2579 after 146 s. Measured once, on one device with two CPU
-cores, which other jobs were using at the same time; seconds are those the run reports.
+cores; seconds are those the run reports.
 """
 
 from tfscale.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig

@@ -7,15 +7,15 @@ FOLDER holds the four original idx files, or what TFDS has prepared before.
 
 Data: 60,000 images of 28x28 pixels to train on, 10,000 to test. Model: 407,050 parameters.
 Cost: 4,690 steps.
-Result: a test accuracy of 0.98 is the usual figure for this network on MNIST. It is not measured
-here: MNIST was not at hand. The same network and recipe were measured on Fashion-MNIST, whose
+Result: a test accuracy of 0.98 is the usual figure for this network on MNIST. It was not
+measured by us. The same network and recipe were measured on Fashion-MNIST, whose
 files have the same format:
 
     python -m tfscale.fit --config=experiments/mnist_mlp.py --config.data.name=fashion_mnist \
         --config.data.data_dir=/usr/share/datasets/fashion-mnist
 
-gave test accuracy 0.8922, test loss 0.3047 after 20 s. Measured on one device with two CPU cores,
-which other jobs were using at the same time; seconds are those the run reports.
+gave test accuracy 0.8922, test loss 0.3047 after 20 s. Measured on one device with two CPU cores;
+seconds are those the run reports.
 """
 
 from tfscale.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig

@@ -270,3 +270,14 @@ def test_nearest_name():
     with pytest.raises(ValueError, match=r"`x` is unknown\. Received: 'tset'\. Did.*Known: Train,"):
         check_known("`x`", ["Train", "tset"], known)
     check_known("`x`", known, known)
+
+
+def test_a_value_may_stand_in_a_word_of_its_own():
+    config = config_of(
+        *("--config.data.transforms", "rescale,flatten", "--config.optimizer.clipnorm", "none"),
+        *("--config.model.arguments.dropout", "0.3", "--config.data.download"),
+        *("--config.train.epochs", "3"),
+    )
+    assert config.data.transforms == ("rescale", "flatten") and config.data.download
+    assert config.optimizer.clipnorm is None and config.train.epochs == 3
+    assert config.model.arguments == {"dropout": 0.3}

@@ -61,10 +61,15 @@ def run(main, argv):
         The exit code: 2 for what cannot be run, 1 for a disk that became full.
     """
     try:
-        return main(sys.argv[1:] if argv is None else list(argv))
+        code = main(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+        return code
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -78,9 +83,6 @@ def run(main, argv):
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)
         return 130
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 @contextlib.contextmanager
@@ -115,7 +117,7 @@ def _define_config(values, argv):
     argv, file = _take_file(argv)
     config = RunConfig() if file is None else load_config(file)
     left = []
-    for argument in argv:
+    for argument in _joined(config, argv):
         checked = _checked_override(config, argument)
         if checked is None:  # It is set; what was typed before it no longer counts.
             name = argument.partition("=")[0]
@@ -127,6 +129,19 @@ def _define_config(values, argv):
         "config", config, "the run", flag_values=values, sys_argv=["tfscale", *argv]
     )
     return argv
+
+
+def _joined(config, argv):
+    """Write `--config.x.y VALUE` as one word with `=`; true or false may stand for itself."""
+    words = iter(argv)
+    for word in words:
+        section, _, name = word.lstrip("-").removeprefix("config.").partition(".")
+        is_override = word.lstrip("-").startswith("config.") and "=" not in word
+        holder = getattr(config, section, None) if is_override else None
+        if holder is not None and not isinstance(getattr(holder, name, None), bool):
+            value = next(words, None)
+            word = word if value is None else f"{word}={value}"
+        yield word
 
 
 def _take_file(argv):

@@ -16,6 +16,9 @@ def _field(default, help_text):
     return dataclasses.field(default=default, metadata=metadata)
 
 
+STRATEGIES = ("auto", "onedevice", "mirrored", "multiworker")
+
+
 @dataclasses.dataclass
 class DataConfig:
     """Where examples come from, in which order, transformed how."""

@@ -38,6 +38,8 @@ def _main(argv):
         )
     with command_line.quiet_import():
         from tfscale import scoring
+
+        scoring.strategy_lib.find_gpus()
     scores = scoring.evaluate_saved(config, folder, values.split)
     print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
     return 0
@@ -63,6 +65,8 @@ def evaluator_task(config, run_dir):
         )
     with command_line.quiet_import():
         from tfscale import scoring
+
+        scoring.strategy_lib.find_gpus()
     folder = run_folder.RunFolder(run_dir)
 
     def report(step, scores):

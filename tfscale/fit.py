@@ -13,6 +13,7 @@ from absl import flags
 
 from tfscale import command_line, config_files, evaluate, run_folder
 from tfscale.cluster import environment, local
+from tfscale.config import STRATEGIES
 from tfscale.names import nearest
 
 USAGE = """Train a Keras model on one device, on several replicas, or on many workers.
@@ -70,13 +71,19 @@ def _define_flags(values):
 
 def _starts_workers(values, cluster):
     """Whether this process is the one that starts the others."""
-    strategies = ("auto", "onedevice", "mirrored", "multiworker")
-    if values.strategy not in strategies:
+    if values.strategy not in STRATEGIES:
         raise config_files.UsageError(
-            f"--strategy must be one of {', '.join(strategies)}. "
-            f"Received: {values.strategy!r}.{nearest(values.strategy, strategies)}"
+            f"--strategy must be one of {', '.join(STRATEGIES)}. "
+            f"Received: {values.strategy!r}.{nearest(values.strategy, STRATEGIES)}"
         )
     if cluster.workers:
+        alone = values.strategy in ("onedevice", "mirrored") and not cluster.is_evaluator
+        if alone and len(cluster.workers) > 1:
+            raise config_files.UsageError(
+                "The tasks of a cluster train together, with --strategy=multiworker or auto. "
+                f"Received: --strategy={values.strategy} in a cluster of "
+                f"{len(cluster.workers)} tasks. Leave --strategy out, or unset TF_CONFIG."
+            )
         if values.workers not in (0, len(cluster.workers)) and not cluster.is_evaluator:
             raise config_files.UsageError(
                 "In a cluster --workers must be its size, or be left out. "
@@ -103,6 +110,8 @@ def _run_workers(values, argv):
     """Start the workers on this machine and wait for them."""
     run_dir = values.run_dir or run_folder.default_path(values.config, time.time())
     command = [sys.executable, "-m", "tfscale.fit", *argv, f"--run_dir={run_dir}"]
+    if values.resume == "never":  # before the workers' logs are opened in it
+        run_folder.RunFolder(run_dir).move_aside()
     log_dir = None if values.dry_run else os.path.join(run_dir, "logs")
     # TensorFlow's ports are open on all interfaces, so workers that need no other machine get a
     # network of their own.

@@ -46,7 +46,6 @@ class RunFolder:
         self.model = self.path / "model.keras"
         self.summary = self.path / "summary.json"
         self.tensorboard = self.path / "tensorboard"
-        self.logs = self.path / "logs"
         self.checkpoints = checkpoint_lib.Checkpoints(self.path / "checkpoints", keep_last)
 
     def open(self, config, resume):
@@ -59,14 +58,10 @@ class RunFolder:
         Raises:
             ValueError: if the folder holds a run of another configuration, or cannot be written.
         """
-        if resume == "never" and self.config.exists():
-            number = 1
-            while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
-                number += 1
-            self.path.rename(aside)
-            print(f"The run in {self.path} was moved to {aside}.", flush=True)
+        if resume == "never":
+            self.move_aside()
         if self.config.exists():
-            self._check_same(config)
+            self.check_same(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             checkpoint_lib.write_whole(self.config, config_files.config_to_json(config) + "\n")
@@ -75,6 +70,26 @@ class RunFolder:
                 f"--run_dir must be a folder that can be written. Received: {self.path} "
                 f"({error.strerror}). Use another --run_dir."
             ) from None
+
+    def move_aside(self):
+        """Move a run that is in the folder to NAME.1, or the next number that is free.
+
+        Raises:
+            ValueError: if that cannot be done.
+        """
+        if not self.config.exists():
+            return
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        try:
+            self.path.rename(aside)
+        except OSError as error:
+            raise ValueError(
+                "--resume=never moves the run in --run_dir aside. "
+                f"Received: {self.path} ({error.strerror}). Use another --run_dir."
+            ) from None
+        print(f"The run in {self.path} was moved to {aside}.", flush=True)
 
     def is_visible(self, config):
         """Say whether this process sees the configuration that the chief wrote."""
@@ -100,7 +115,12 @@ class RunFolder:
             )
         return config_files.load_config(self.config)
 
-    def _check_same(self, config):
+    def check_same(self, config):
+        """Refuse to go on with, or to score, a run of another configuration.
+
+        Raises:
+            ValueError: naming the fields that differ.
+        """
         before = self.saved_config()
         differences = []
         for section in vars(config):

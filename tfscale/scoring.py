@@ -48,15 +48,18 @@ def evaluate_checkpoints(config, folder, report):
         report: a function `(step, scores)`, called after each.
 
     Raises:
-        ValueError: if the configuration has no validation data.
+        ValueError: if the configuration has no validation data, or is not the run's.
     """
+    if folder.config.exists():
+        folder.check_same(config)
     run = experiment.build(config, "onedevice")
     if run.splits.validation is None:
         raise ValueError(
             "An evaluator task needs validation data. Received: data.validation_split='' and "
             "data.validation_fraction=0. Add --config.data.validation_fraction=0.1 to all tasks."
         )
-    log = run_log.ScalarLog(folder.path / "evaluator.jsonl", folder.tensorboard)
+    newest = max(folder.checkpoints.steps(), default=0)  # what was scored before stays
+    log = run_log.ScalarLog(folder.path / "evaluator.jsonl", folder.tensorboard, newest)
 
     def write(step, scores):
         log.write("evaluator", step, scores)

@@ -11,9 +11,8 @@ import keras
 import tensorflow as tf
 
 from tfscale.cluster import environment, ports, rendezvous
+from tfscale.config import STRATEGIES
 from tfscale.data.shards import Shard
-
-STRATEGIES = ("auto", "onedevice", "mirrored", "multiworker")
 
 
 def make_strategy(

@@ -61,7 +61,7 @@ class WorkerOutput:
         os.set_blocking(pipe.fileno(), False)
         self._prefix = f"[{rank}] ".encode()
         self._printer = printer
-        self._file = open(log, "wb", buffering=0) if log else None  # noqa: SIM115
+        self._file = open(log, "ab", buffering=0) if log else None  # noqa: SIM115
         self._partial = b""
         self._last: collections.deque[bytes] = collections.deque(maxlen=10)
 

@@ -400,7 +400,6 @@ def _same(parts, others):
 
 
 def _floats(metrics):
-    """Metrics as floats, the loss first."""
-    names = sorted(metrics, key=lambda name: name != "loss")
-    arrays = {name: np.asarray(metrics[name]) for name in names}
+    """Metrics as floats; one of several numbers, such as one a class, as a list."""
+    arrays = {name: np.asarray(value) for name, value in metrics.items()}
     return {name: float(a) if a.ndim == 0 else a.tolist() for name, a in arrays.items()}
