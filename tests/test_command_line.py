@@ -1,6 +1,7 @@
 """The command line and configuration files: what they take, and what they say of mistakes."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -281,3 +282,27 @@ def test_a_value_may_stand_in_a_word_of_its_own():
     assert config.data.transforms == ("rescale", "flatten") and config.data.download
     assert config.optimizer.clipnorm is None and config.train.epochs == 3
     assert config.model.arguments == {"dropout": 0.3}
+
+
+def test_a_task_of_a_cluster_does_not_train_alone(capsys, monkeypatch):
+    cluster = {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}
+    task = {"type": "worker", "index": 1}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": task}))
+    line = refusal(capsys, "--strategy=onedevice")
+    assert "--strategy=multiworker or auto" in line and "cluster of 2 tasks" in line
+
+
+def test_never_moves_a_run_aside_before_the_workers_open_their_logs(tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    (run_dir / "logs").mkdir(parents=True)
+    (run_dir / "config.json").write_text("{}")
+    (run_dir / "logs" / "worker-0.log").write_text("the first life")
+    started = []
+    monkeypatch.setattr(
+        fit.local, "run_local_workers", lambda *args, **kwargs: started.append(kwargs) or 0
+    )
+    flags = ["--strategy=multiworker", "--workers=2", "--resume=never", f"--run_dir={run_dir}"]
+    assert fit.main(flags) == 0
+    assert started[0]["log_dir"] == str(run_dir / "logs") and not run_dir.exists()
+    moved = tmp_path / "run.1" / "logs" / "worker-0.log"
+    assert moved.read_text() == "the first life"

@@ -87,7 +87,8 @@ class Experiment:
         save_model(trainer.model, folder.model, trainer.is_chief)
         summary = self._summary(history)
         if trainer.is_chief:
-            log.write("test", trainer.progress.step, summary.get("test", {}))
+            if "test" in summary:
+                log.write("test", trainer.progress.step, summary["test"])
             log.close()
             checkpoint_lib.write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")
         self.folder = folder
@@ -153,7 +154,18 @@ class Experiment:
             if not choice:
                 return None
             path = folder.checkpoints.path(choice - 1)
-        return checkpoint_lib.read(path)
+        saved, refusal = None, None
+        try:
+            saved = checkpoint_lib.read(path)
+        except ValueError as error:
+            refusal = error
+        [failed] = strategy_lib.sum_over_workers(self.trainer.strategy, [int(saved is None)])
+        if failed:
+            raise refusal or ValueError(
+                f"All workers must be able to read {path}. Received: {failed} that cannot; their "
+                "logs say why."
+            )
+        return saved
 
     def _summary(self, history):
         trainer = self.trainer
@@ -274,8 +286,11 @@ def save_model(model, path, is_chief):
             model.save(pathlib.Path(scratch) / path.name)
         return
     beside = path.with_name(f"{path.stem}.writing.keras")
-    model.save(beside)
-    os.replace(beside, path)
+    try:
+        model.save(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def versions():
