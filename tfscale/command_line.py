@@ -19,7 +19,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from tfscale.config import RunConfig
-from tfscale.config_files import UsageError, check_name, field_names, load_config
+from tfscale.config_files import (
+    UsageError,
+    check_name,
+    field_names,
+    load_config,
+    type_name,
+)
 
 
 def parse(argv, usage, define, *, with_config=True):
@@ -48,7 +54,7 @@ def parse(argv, usage, define, *, with_config=True):
     try:
         rest = values(["tfscale", *argv])[1:]
     except flags.Error as error:
-        raise UsageError(f"{str(error).rstrip('.')}. Try --help.") from None
+        raise UsageError(_wrong_value(error)) from None
     if rest:
         raise UsageError(f"Every argument must be a flag. Received: {' '.join(rest)}. Try --help.")
     return values
@@ -142,6 +148,20 @@ def _joined(config, argv):
             value = next(words, None)
             word = word if value is None else f"{word}={value}"
         yield word
+
+
+def _wrong_value(error):
+    """What absl says of a flag, or, of a field of the configuration, what it must be."""
+    match = re.match(r"flag --config\.(\w+)\.(\w+)=(.*?): ", str(error))
+    if match is None:
+        return f"{str(error).rstrip('.')}. Try --help."
+    section, name, value = match.groups()
+    holder = getattr(RunConfig(), section)
+    field = next(f for f in dataclasses.fields(holder) if f.name == name)
+    return (
+        f"--config.{section}.{name} must be {type_name(field.type)}. Received: {value!r}. "
+        f"Its meaning: {field.metadata['help']}."
+    )
 
 
 def _take_file(argv):

@@ -93,7 +93,7 @@ def check_types(config):
             value = getattr(holder, field.name)
             if not _fits(value, field.type):
                 raise UsageError(
-                    f"`{section.name}.{field.name}` must be {_type_name(field.type)}. "
+                    f"`{section.name}.{field.name}` must be {type_name(field.type)}. "
                     f"Received: {value!r}. Its meaning: {field.metadata['help']}."
                 )
 
@@ -142,10 +142,11 @@ def _fits(value, kind):
     return isinstance(value, kind)
 
 
-def _type_name(kind):
+def type_name(kind):
+    """Return what a field of this type holds, in words."""
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     if typing.get_origin(kind) is types.UnionType:
-        return " or ".join(_type_name(option) for option in typing.get_args(kind))
+        return " or ".join(type_name(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
         return "a list, such as a,b"
     return "nothing" if kind is type(None) else names.get(kind, "an object of named values")

@@ -66,6 +66,8 @@ class Experiment:
         folder = self._open_folder(run_dir, resume)
         trainer, config = self.trainer, self.config
         saved = self._saved_state(folder, resume)
+        if saved is not None and trainer.is_chief:
+            print(f"Going on from step {saved.step}, with {saved.path}.", flush=True)
         every = config.log.every_steps or max(1, (self.splits.train.steps_per_epoch or 20) // 20)
         callbacks, log = [], None
         if trainer.is_chief:
