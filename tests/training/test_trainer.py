@@ -359,3 +359,19 @@ def test_a_metric_of_several_numbers_is_a_list():
         trainer.model.compile("sgd", "mse", metrics=[keras.metrics.F1Score()])
     history = trainer.fit(X, (Y > 0).astype("float32"), epochs=1, verbose=2)
     assert len(history.history["f1_score"][0]) == 1
+
+
+def test_a_step_without_source_is_taken_as_it_is():
+    names = {"tf": tf}
+    exec(
+        "def step(model, data):\n"
+        "    with tf.GradientTape() as tape:\n"
+        "        loss = tf.reduce_mean(tf.square(model(data[0], training=True) - data[1]))\n"
+        "    gradients = tape.gradient(loss, model.trainable_variables)\n"
+        "    model.optimizer.apply(gradients, model.trainable_variables)\n"
+        "    return loss\n",
+        names,
+    )
+    trainer = linear_trainer("mirrored", step=names["step"])
+    history = trainer.fit(X, Y, epochs=3, verbose=0).history["loss"]
+    assert history[-1] < history[0]

@@ -161,8 +161,9 @@ def train_function(model, step=None, jit_compile=False):
     """
     if step is not None:
         # As inside any `tf.function`, a Python `if` of the user's may depend on a tensor.
-        if inspect.isfunction(step):
-            with contextlib.suppress(OSError, TypeError, ValueError):  # no source to convert
+        if inspect.isfunction(step) and step.__name__ != "<lambda>":
+            with contextlib.suppress(OSError):  # no source, as in a shell: it stays as it is
+                inspect.getsource(step)
                 step = tf.autograph.to_graph(step)
         return functools.partial(own_step_replica, step, model)
     if overrides(model, "train_step"):
