@@ -10,8 +10,20 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from tfscale.data import arrays, checks, order, shards, transforms
+from tfscale.data import arrays, checks, elements, feed, order, rows, shards, transforms
+from tfscale.data.elements import fingerprint_of, pipeline, with_count
 from tfscale.names import check_known
+
+__all__ = [
+    "Batches",
+    "DatasetBatches",
+    "IndexedBatches",
+    "fingerprint_of",
+    "from_arrays",
+    "from_dataset",
+    "pipeline",
+    "with_count",
+]
 
 
 class Batches:
@@ -40,9 +52,10 @@ class Batches:
             worker's first replica, then of its second, and so on; a global batch smaller than
             the number of replicas is given to each of them in whole. Replica i
             of the m on a worker has `shards.share_size(len(share), i, m)` of them.
-            `global_count` is an int32 scalar, the examples in the whole global batch. Read the
-            elements with `with_count`: where a share is the whole batch, an element may be the
-            share alone.
+            `global_count` is an int32 scalar, the examples in the whole global batch. Where
+            several workers each read whole batches, a fingerprint of the batch may come third.
+            Read the elements with `with_count` and `fingerprint_of`: where a share is the whole
+            batch, an element may be the share alone.
 
         Raises:
             ValueError: if the global batch is smaller than the number of replicas.
@@ -67,6 +80,36 @@ class Batches:
         """
         raise NotImplementedError
 
+    def steps_in(self, epoch: int, first_epoch: int = 0) -> int | None:
+        """Return the steps of one epoch; None where only its end tells.
+
+        Args:
+            epoch: counted from 0.
+            first_epoch: the one that the run began with.
+        """
+        return self.steps_per_epoch
+
+    def first_step(self, epoch: int, first_epoch: int = 0) -> int | None:
+        """Return the steps from the start of the run to that of an epoch, or None as above."""
+        steps = self.steps_per_epoch
+        return None if steps is None else (epoch - first_epoch) * steps
+
+    def feed(self, shard: shards.Shard, first_epoch: int = 0) -> feed.Feed:
+        """Return what gives the iterators of one call of `fit`, epoch by epoch.
+
+        Args:
+            shard: the worker and its replicas.
+            first_epoch: the epoch that the run began with.
+        """
+        return feed.Feed(self, shard, first_epoch)
+
+    def iterator_spec(self, shard: shards.Shard) -> tf.data.IteratorSpec:
+        """Return the spec of the feed's iterators, for tracing: no iterator is made for it."""
+        return tf.data.IteratorSpec(self.dataset(shard).element_spec)
+
+    def end_epoch(self) -> None:
+        """Tell the data that the dataset from `epoch` has been read."""
+
     def same_order(self, shard: shards.Shard, num_workers: int) -> bool:
         """Say whether a run of `num_workers` workers saw the batches that these workers see.
 
@@ -78,12 +121,8 @@ class Batches:
     def element_spec(self):
         """The spec of a share, `(x,)`, `(x, y)` or `(x, y, sample_weight)`; first axis None."""
         spec = self.epoch(shards.Shard()).element_spec
-        if isinstance(spec, tuple) and len(spec) == 2 and _is_scalar(spec[1]):
-            spec = spec[0]
-        spec = spec if isinstance(spec, tuple) else (spec,)
-        return tf.nest.map_structure(
-            lambda s: tf.TensorSpec([None, *s.shape[1:]], s.dtype, name=None), spec
-        )
+        spec = spec[0] if elements.has_count(spec) else spec
+        return rows.batch_spec(spec if isinstance(spec, tuple) else (spec,))
 
 
 class IndexedBatches(Batches):
@@ -188,14 +227,14 @@ class DatasetBatches(Batches):
         self, dataset, *, steps_per_epoch=None, shard_policy="interleaved", transform=None
     ):
         check_known("`data.shard_policy`", [shard_policy], shards.POLICIES)
-        _check_batched(dataset.element_spec)
+        elements.check_batched(dataset.element_spec)
         cardinality = int(dataset.cardinality())
         self._check_steps(cardinality, steps_per_epoch)
         known = cardinality if cardinality >= 0 else None
         self.steps_per_epoch = steps_per_epoch or known
         self.global_batch_size = tf.nest.flatten(dataset.element_spec)[0].shape[0]
         self._dataset, self._policy = dataset, shard_policy
-        self._transform = transform or _unchanged
+        self._transform = transform
         self._made = {}
 
     def dataset(self, shard, start_step=0):
@@ -213,25 +252,10 @@ class DatasetBatches(Batches):
 
     def _shares(self, whole, start_step, shard, policy):
         """A worker's share of each global batch from a step on."""
-
-        def read(*batch):
-            batch = batch[0] if len(batch) == 1 and isinstance(batch[0], tuple) else batch
-            count = tf.shape(tf.nest.flatten(batch)[0])[0]
-            return self._transform(batch), count
-
-        def read_share(step, *batch):
-            batch = batch[0] if len(batch) == 1 and isinstance(batch[0], tuple) else batch
-            count = tf.shape(tf.nest.flatten(batch)[0], tf.int64)[0]
-            positions = order.positions(count, shard, policy, (step,))
-            batch = tf.nest.map_structure(lambda t: tf.gather(t, positions), batch)
-            return self._transform(batch), tf.cast(count, tf.int32)
-
-        if shard.num_replicas == 1:
-            whole = whole.skip(start_step) if start_step else whole
-            # A map costs a hand-over between threads in every step.
-            unchanged = self._transform is _unchanged
-            return whole.prefetch(tf.data.AUTOTUNE) if unchanged else pipeline(whole, read)
-        return pipeline(whole.enumerate().skip(start_step), read_share)
+        if policy == "random":
+            whole = whole.enumerate()
+        whole = whole.skip(start_step) if start_step else whole
+        return elements.shares_of(whole, shard, policy, self._transform)
 
     @staticmethod
     def _check_steps(cardinality, steps_per_epoch):
@@ -284,15 +308,15 @@ def from_arrays(
     Raises:
         ValueError: if lengths differ, numbers are not finite, or an argument is out of range.
     """
-    elements = arrays.checked_elements(x, y, sample_weight)
+    checked = arrays.checked_elements(x, y, sample_weight)
     return IndexedBatches(
-        arrays.ArraySource(elements),
+        arrays.ArraySource(checked),
         global_batch_size=global_batch_size,
         shuffle=shuffle,
         seed=seed,
         drop_remainder=drop_remainder,
         shard_policy=shard_policy,
-        transform=transforms.class_weights(class_weight, len(elements)),
+        transform=transforms.class_weights(class_weight, len(checked)),
     )
 
 
@@ -314,49 +338,3 @@ def from_dataset(dataset, *, steps_per_epoch=None, class_weight=None) -> Dataset
     width = len(spec) if isinstance(spec, tuple) else 1
     weights = transforms.class_weights(class_weight, width)
     return DatasetBatches(dataset, steps_per_epoch=steps_per_epoch, transform=weights)
-
-
-def with_count(element):
-    """Return an element of a `Batches` dataset as its share, a tuple, and the global count.
-
-    Args:
-        element: `(share, global_count)`, or a share that is the whole global batch.
-    """
-    if isinstance(element, tuple) and len(element) == 2 and _is_scalar(element[1]):
-        return element
-    share = element if isinstance(element, tuple) else (element,)
-    return share, tf.shape(tf.nest.flatten(share)[0])[0]
-
-
-def _is_scalar(value):
-    return hasattr(value, "shape") and value.shape.rank == 0
-
-
-def _unchanged(share):
-    return share
-
-
-def pipeline(dataset, read):
-    """Map, prefetch, and keep tf.data from sharding what is a share already."""
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    options.deterministic = True
-    read = tf.autograph.experimental.do_not_convert(read)
-    dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
-
-
-def _check_batched(spec):
-    """Refuse a dataset whose elements are no batches of dense tensors."""
-    if isinstance(spec, tuple) and not 1 <= len(spec) <= 3:
-        raise ValueError(
-            "Elements of a dataset must be x, (x,), (x, y) or (x, y, sample_weight). Received: "
-            f"tuples of {len(spec)}. Put several inputs into a dict or a nested tuple."
-        )
-    for leaf in tf.nest.flatten(spec):
-        dense = isinstance(leaf, tf.TensorSpec)
-        if not dense or leaf.shape.rank == 0:
-            raise ValueError(
-                "The dataset must be batched, and its elements dense tensors. Received: "
-                f"{leaf}. Use dataset.batch(global_batch_size)."
-            )

@@ -27,14 +27,14 @@ def shuffled(indices, seed, epoch, num_examples):
     return tf.random.experimental.index_shuffle(indices, key, np.int64(num_examples - 1))
 
 
-def positions(num_examples, shard, policy, key):
+def positions(num_examples, shard, policy, key=()):
     """Return a worker's positions in a batch whose size is known in the graph only.
 
     Args:
         num_examples: int64 scalar tensor, the examples in the global batch.
         shard: the worker and its replicas.
         policy: "interleaved", "block" or "random".
-        key: int64 tensors or ints that name the batch: (seed, epoch, step).
+        key: int64 tensors or ints that name the batch: (seed, epoch, step); for "random".
 
     Returns:
         An int64 vector, equal to `shards.worker_positions` for the same arguments.

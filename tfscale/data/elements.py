@@ -1,0 +1,167 @@
+"""Elements of a worker's dataset: its share of a global batch, the count, the fingerprint.
+
+Owns how they are made from whole batches and read again. The fingerprint tells whether all
+workers cut the same batch; it is made only where there are several.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from tfscale.data import order, rows
+
+FINGERPRINT_BITS = 20  # N workers sum its squares in int64, which holds for N up to 2,000
+_NUM_ROWS, _NUM_VALUES = 16, 16  # looked at in every part of a batch, at most
+_WEIGHTS = np.random.RandomState(0).randint(2**62, size=(_NUM_ROWS, _NUM_VALUES)) * 2 + 1
+
+
+def with_count(element):
+    """Return an element of a `Batches` dataset as its share, a tuple, and the global count.
+
+    Args:
+        element: `(share, global_count)`, `(share, global_count, fingerprint)`, or a share that
+            is the whole global batch.
+    """
+    if has_count(element):
+        return element[:2]
+    share = element if isinstance(element, tuple) else (element,)
+    return share, rows.count_rows(share)
+
+
+def fingerprint_of(element):
+    """Return an element's fingerprint, or None where it has none.
+
+    Args:
+        element: of a `Batches` dataset.
+
+    Returns:
+        An int64 scalar, 0 <= fingerprint < 2**20, equal on all workers that cut the same global
+        batch, and different with high probability where they cut different ones.
+    """
+    return element[2] if has_count(element) and len(element) == 3 else None
+
+
+def has_count(element):
+    """Whether an element, or its spec, is more than a share alone."""
+    return (
+        isinstance(element, tuple)
+        and len(element) in (2, 3)
+        and all(_is_scalar(part) for part in element[1:])
+    )
+
+
+def _is_scalar(value):
+    return hasattr(value, "shape") and value.shape.rank == 0
+
+
+def as_tuple(batch):
+    """The parts of a batch, as `Dataset.map` hands them over, as a tuple `(x, ...)`."""
+    return batch[0] if len(batch) == 1 and isinstance(batch[0], tuple) else batch
+
+
+def shares_of(whole, shard, policy, transform=None):
+    """Return a worker's shares of the global batches of a dataset.
+
+    Args:
+        whole: a dataset of global batches; what `check_batched` lets pass.
+        shard: the worker and its replicas.
+        policy: "interleaved" or "block"; "random" for a dataset that is enumerated, of
+            `(number of the batch, batch)`.
+        transform: maps a share to a share; None for none.
+
+    Returns:
+        A prefetched dataset of elements for `with_count` and `fingerprint_of`.
+    """
+    absent = any(isinstance(s, tf.OptionalSpec) for s in tf.nest.flatten(whole.element_spec))
+    if shard.num_replicas == 1 and transform is None and not absent and policy != "random":
+        return whole.prefetch(tf.data.AUTOTUNE)  # a map costs a hand-over between threads
+
+    def read(*batch):
+        key = ()
+        if policy == "random":
+            key, batch = (batch[0],), batch[1:]
+        batch = rows.without_optionals(as_tuple(batch))
+        count = rows.count_rows(batch)
+        share = batch
+        if shard.num_replicas > 1:
+            positions = order.positions(tf.cast(count, tf.int64), shard, policy, key)
+            share = rows.take_rows(batch, positions)
+        share = transform(share) if transform else share
+        if shard.num_workers == 1:
+            return share, count
+        samples = rows.take_rows(_telling_parts(batch), sampled_positions(count))
+        return share, count, fingerprint(samples, count)
+
+    return pipeline(whole, read)
+
+
+def sampled_positions(count):
+    """Return the positions in a global batch that its fingerprint looks at: 16 of them."""
+    return tf.range(_NUM_ROWS) * (count - 1) // (_NUM_ROWS - 1)
+
+
+def fingerprint(parts, count):
+    """Return a number below 2**20 made of a global batch, at a cost that does not grow with it.
+
+    Args:
+        parts: tensors, the examples at `sampled_positions` of the global batch.
+        count: examples in it, an int32 scalar of at least 1.
+    """
+    total = tf.cast(count, tf.uint64) * tf.constant(_WEIGHTS[0, 0], tf.uint64)
+    for i, part in enumerate(parts):
+        total += _hash(part, i)
+    return tf.cast(tf.bitwise.right_shift(total, np.uint64(64 - FINGERPRINT_BITS)), tf.int64)
+
+
+def _telling_parts(batch):
+    """Parts of a batch that are the same on all workers if the examples are.
+
+    They are the labels, or the inputs where there are no labels, and none with more than two
+    axes, such as images: random transforms in a parallel `Dataset.map` give these other values
+    on every worker, though the examples are the same.
+    """
+    parts = tf.nest.flatten(batch[1] if len(batch) > 1 else batch[0])
+    return [p for p in parts if isinstance(p, tf.Tensor) and p.shape.rank in (1, 2)]
+
+
+def _hash(values, number):
+    """A sum of products with odd numbers, whose high bits depend on every value."""
+    values = tf.reshape(values, [_NUM_ROWS, -1])[:, :_NUM_VALUES]
+    if values.dtype == tf.string:
+        values = tf.strings.to_hash_bucket_fast(values, 2**31)
+    elif values.dtype.is_floating:
+        values = tf.bitcast(tf.cast(values, tf.float32), tf.int32)
+    weights = tf.constant(np.roll(_WEIGHTS, number + 1).astype(np.uint64))
+    values = tf.cast(tf.cast(values, tf.int64), tf.uint64)
+    return tf.reduce_sum(values * weights[:, : tf.shape(values)[1]])
+
+
+def pipeline(dataset, read):
+    """Map, prefetch, and keep tf.data from sharding what is a share already."""
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    options.deterministic = True
+    read = tf.autograph.experimental.do_not_convert(read)
+    dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+def check_batched(spec):
+    """Raise ValueError unless elements of this spec are batches.
+
+    Args:
+        spec: the element spec of a dataset.
+    """
+    if isinstance(spec, tuple) and not 1 <= len(spec) <= 3:
+        raise ValueError(
+            "Elements of a dataset must be x, (x,), (x, y) or (x, y, sample_weight). Received: "
+            f"tuples of {len(spec)}. Put several inputs into a dict or a nested tuple."
+        )
+    tensors = (tf.TensorSpec, tf.RaggedTensorSpec, tf.SparseTensorSpec)
+    for leaf in tf.nest.flatten(spec):
+        if isinstance(leaf, tf.OptionalSpec) or leaf == tf.NoneTensorSpec():
+            continue
+        if not isinstance(leaf, tensors) or leaf.shape.rank == 0:
+            raise ValueError(
+                "The dataset must be batched, and its elements tensors. Received: "
+                f"{leaf}. Use dataset.batch(global_batch_size)."
+            )
