@@ -33,8 +33,10 @@ class Batches:
         num_examples: examples in the split; None where it is not known.
         global_batch_size: examples in a full global batch; None where a dataset does not say.
         steps_per_epoch: global batches in an epoch; None where it is found out while running.
+        may_end_early: the data may end before the steps of an epoch are taken.
     """
 
+    may_end_early: bool = False
     num_examples: int | None = None
     global_batch_size: int | None = None
     steps_per_epoch: int | None = None
@@ -109,6 +111,11 @@ class Batches:
 
     def end_epoch(self) -> None:
         """Tell the data that the dataset from `epoch` has been read."""
+
+    @property
+    def is_open_ended(self) -> bool:
+        """Whether the data may end before the steps of an epoch are taken."""
+        return self.steps_per_epoch is None
 
     def same_order(self, shard: shards.Shard, num_workers: int) -> bool:
         """Say whether a run of `num_workers` workers saw the batches that these workers see.

@@ -25,15 +25,14 @@ class KerasBatches(batches.Batches):
     Attributes:
         num_batches: global batches in a pass; None where it is unknown or without end.
         given_steps: the caller's `steps_per_epoch`, or None.
-        may_end_early: an epoch may meet an OutOfRangeError before its steps are taken.
+        is_open_ended: the data may end before the steps of an epoch are taken.
     """
 
     def __init__(self, source, reset=True):
-        self._source, self._reset, self._made = source, reset, {}
+        self.source, self._reset, self._made = source, reset, {}
         self.num_batches, self.given_steps = source.num_batches, source.given_steps
         self.steps_per_epoch = self.given_steps or self.num_batches
         self.global_batch_size = source.global_batch_size
-        self.may_end_early = source.may_end_early
         elements.check_batched(source.element_spec)
         if self.num_batches == 0:
             raise ValueError(
@@ -47,8 +46,12 @@ class KerasBatches(batches.Batches):
             )
 
     @property
+    def is_open_ended(self):
+        return self.source.is_open_ended
+
+    @property
     def element_spec(self):
-        spec = rows.without_optionals(self._source.element_spec)
+        spec = rows.without_optionals(self.source.element_spec)
         return rows.batch_spec(spec if isinstance(spec, tuple) else (spec,))
 
     def steps_in(self, epoch, first_epoch=0):
@@ -70,49 +73,28 @@ class KerasBatches(batches.Batches):
     def dataset(self, shard, start_step=0):
         checks.check_enough_replicas(self.global_batch_size, shard)
         if (shard, start_step) not in self._made:  # tracing costs as much as ten small steps
-            shares = self._source.shares(shard, "interleaved", start_step)
+            shares = self.source.shares(shard, "interleaved", start_step)
             self._made[shard, start_step] = shares
         return self._made[shard, start_step]
 
     def epoch(self, shard):
         checks.check_enough_replicas(self.global_batch_size, shard)
         if self._reset:
-            self._source.reset()
+            self.source.reset()
         steps = self.steps_in(0)
-        self._source.begin(steps)
-        shares = self._source.shares(shard, "block", 0, steps)
-        if steps is None or self.may_end_early:
+        self.source.begin(steps)
+        shares = self.source.shares(shard, "block", 0, steps)
+        if steps is None or self.is_open_ended:
             return shares
         return shares.apply(tf.data.experimental.assert_cardinality(steps))
 
     def end_epoch(self):
         """Tell the data that a pass for scoring is over."""
-        self._source.end(exhausted=self.steps_per_epoch is None)
+        self.source.end(exhausted=self.steps_per_epoch is None)
 
     def feed(self, shard, first_epoch=0):
-        kind = feed.EpochFeed if self._source.is_python else feed.PassFeed
-        return kind(self, self._source, shard, first_epoch)
-
-    def describe(self, shard):
-        """Return one line: what the data is, the global batch, and how workers share it.
-
-        Args:
-            shard: the worker and its replicas.
-        """
-        size = self.global_batch_size
-        size = f"{size} examples" if size else "as many examples as the data gives"
-        line = f"Data: {self._source.kind}; global batch: {size}; "
-        if shard.num_replicas == 1:
-            return line + "one replica takes it all."
-        line += f"each of {shard.num_workers} worker(s) reads it and cuts the shares of its "
-        line += f"{shard.replicas_per_worker} replica(s), of {shard.num_replicas} in all."
-        policy = self._source.auto_shard_policy
-        if policy is None:
-            return line
-        return (
-            f"{line} Its AutoShardPolicy {policy.name} has no effect here: the dataset must be "
-            "whole, and the same on every worker."
-        )
+        kind = feed.EpochFeed if self.source.is_python else feed.PassFeed
+        return kind(self, self.source, shard, first_epoch)
 
 
 class Source:
@@ -141,7 +123,7 @@ class Source:
         return self.whole.element_spec
 
     @property
-    def may_end_early(self):
+    def is_open_ended(self):
         return self.num_batches is None and not self.endless
 
     def shares(self, shard, policy, start=0, steps=None):

@@ -70,16 +70,15 @@ def scoring_batches(x, y=None, sample_weight=None, *, batch_size=None, steps=Non
     return keras_batches.KerasBatches(source, reset)
 
 
-def batch_element(x, y=None, sample_weight=None, class_weight=None, *, shard):
-    """Return a worker's share of one batch, for `train_on_batch` and its like.
+def one_batch(x, y=None, sample_weight=None, class_weight=None):
+    """Return the batch that `train_on_batch` and its like are given.
 
     Args:
-        x, y, sample_weight: the global batch, given on every worker.
+        x, y, sample_weight: the global batch, the same on every worker.
         class_weight: dict from class number to weight.
-        shard: the worker and its replicas.
 
     Returns:
-        `(share, global_count)`, the share as a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
+        A `OneBatch`.
 
     Raises:
         ValueError: if there are no examples, or both kinds of weights.
@@ -92,15 +91,38 @@ def batch_element(x, y=None, sample_weight=None, class_weight=None, *, shard):
             )
         sample_weight = data_adapter_utils.class_weight_to_sample_weights(y, class_weight)
     parts = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
-    batch = _as_tensors(parts if isinstance(parts, tuple) else (parts,))
-    count = rows.count_rows(batch)
-    if not int(count):
-        raise ValueError(
-            "A batch must have at least one example. Received: a batch of none. "
-            "Leave empty batches out."
+    return OneBatch(_as_tensors(parts if isinstance(parts, tuple) else (parts,)))
+
+
+class OneBatch:
+    """One global batch, of which every worker takes its share.
+
+    Args:
+        batch: a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)` of nested tensors.
+    """
+
+    def __init__(self, batch):
+        self._batch, self._count = batch, rows.count_rows(batch)
+        if not int(self._count):
+            raise ValueError(
+                "A batch must have at least one example. Received: a batch of none. "
+                "Leave empty batches out."
+            )
+        specs = tf.nest.map_structure(
+            lambda part: None if part is None else tf.type_spec_from_value(part), batch
         )
-    positions = order.positions(tf.cast(count, tf.int64), shard, "block")
-    return (batch if shard.num_replicas == 1 else rows.take_rows(batch, positions)), count
+        self.element_spec = rows.batch_spec(specs)
+
+    def element(self, shard):
+        """Return `(share, global_count)`: replica by replica, consecutive examples.
+
+        Args:
+            shard: the worker and its replicas.
+        """
+        if shard.num_replicas == 1:
+            return self._batch, self._count
+        positions = order.positions(tf.cast(self._count, tf.int64), shard, "block")
+        return rows.take_rows(self._batch, positions), self._count
 
 
 def split_validation(x, y, sample_weight, validation_split):
@@ -117,6 +139,24 @@ def split_validation(x, y, sample_weight, validation_split):
         ValueError: if they are no arrays, or one of the two would be empty.
     """
     return array_slicing.train_validation_split((x, y, sample_weight), validation_split)
+
+
+def describe(data, shard):
+    """Return one line: what the data is, the global batch, and how workers share it.
+
+    Args:
+        data: a `keras_batches.KerasBatches`.
+        shard: the worker and its replicas.
+    """
+    size, policy = data.global_batch_size, data.source.auto_shard_policy
+    size = f"{size} examples" if size else "as many examples as the data gives"
+    line = (
+        f"Data: {data.source.kind}; global batch: {size}; read by each of {shard.num_workers} "
+        f"worker(s), which cut(s) it for {shard.num_replicas} replica(s)."
+    )
+    if policy is None:
+        return line
+    return f"{line} AutoShardPolicy.{policy.name} has no effect: the dataset is not cut by files."
 
 
 def _source(x, y, sample_weight, batch_size, steps, shuffle, class_weight):
