@@ -11,9 +11,26 @@ _HOMES = {
     "Trainer": "tfscale.training.trainer",
     "make_strategy": "tfscale.strategy",
     "set_seed": "tfscale.strategy",
+    "is_chief": "tfscale.strategy",
+    "enable_keras_fit": "tfscale.training.keras_fit",
+    "disable_keras_fit": "tfscale.training.keras_fit",
+    "distribute": "tfscale.training.distribute",
+    "replica_share": "tfscale.training.distribute",
+    "global_mean": "tfscale.training.distribute",
     "RunConfig": "tfscale.config",
 }
-__all__ = ["RunConfig", "Trainer", "make_strategy", "set_seed"]
+__all__ = [
+    "RunConfig",
+    "Trainer",
+    "disable_keras_fit",
+    "distribute",
+    "enable_keras_fit",
+    "global_mean",
+    "is_chief",
+    "make_strategy",
+    "replica_share",
+    "set_seed",
+]
 
 
 def __getattr__(name):

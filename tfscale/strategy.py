@@ -5,10 +5,12 @@ workers, can be set up only once in a process. On GPUs memory grows as needed an
 """
 
 import functools
+import json
 import os
 
 import keras
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from tfscale.cluster import environment, ports, rendezvous
 from tfscale.config import STRATEGIES
@@ -33,6 +35,9 @@ def make_strategy(
     Returns:
         A `tf.distribute.Strategy`.
 
+    In a script that `tfscale.launch` runs, "multiworker" and "auto" give the strategy of its
+    process, however often.
+
     Raises:
         ValueError: for an unknown name, more replicas than devices, a port in use, or a second
             multi-worker strategy in one process.
@@ -51,7 +56,10 @@ def make_strategy(
         )
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    _share_this_machine(cluster)
+    if not _multiworker_here.get("lent"):
+        _share_this_machine(cluster)
+    elif name == "multiworker":
+        return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "onedevice":
         gpus = tf.config.list_logical_devices("GPU")
         return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
@@ -81,13 +89,28 @@ def shard_of(strategy):
         strategy: a strategy of `make_strategy`, or one that a script made itself.
 
     Returns:
-        A `data.shards.Shard`.
+        A `data.shards.Shard`; the chief is worker 0, the tasks of the job `worker` follow.
     """
+    num_replicas = strategy.num_replicas_in_sync
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return Shard(0, 1, strategy.num_replicas_in_sync)
-    cluster = environment.resolve()
-    num_workers = cluster.num_workers
-    return Shard(max(cluster.rank, 0), num_workers, strategy.num_replicas_in_sync // num_workers)
+        return Shard(0, 1, num_replicas)
+    # What the strategy was made with: `cluster_resolver` would read TF_CONFIG again, which a
+    # script may have changed since.
+    replicas_per_worker = len(strategy.extended.worker_devices)
+    rank = strategy.extended._id_in_cluster
+    return Shard(rank, num_replicas // replicas_per_worker, replicas_per_worker)
+
+
+def is_chief():
+    """Return whether this process writes what must exist once.
+
+    Returns:
+        True on the worker of rank 0, and in a process that is no worker of a cluster.
+    """
+    for strategy in (_multiworker_here.get("strategy"), tf.distribute.get_strategy()):
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            return shard_of(strategy).worker == 0
+    return environment.resolve().is_chief
 
 
 def sum_over_workers(strategy, values):
@@ -111,6 +134,30 @@ def sum_over_workers(strategy, values):
         return strategy.reduce("SUM", on_replicas, axis=None) // shard.replicas_per_worker
 
     return [int(v) for v in sums(tf.constant(values, tf.int64)).numpy()]
+
+
+def set_lent():
+    """Say that the multi-worker strategy of this process is the one that TensorFlow's class gives.
+
+    `make_strategy` then asks the class for it again instead of refusing a second one.
+    """
+    _multiworker_here["lent"] = True
+
+
+def wait_for_workers(strategy):
+    """Wait until every worker has come here, or one has died; for the end of a process.
+
+    The others take a worker that leaves before them for a crash, and lose their collectives.
+    Python's threads stand still meanwhile, and so do its handlers of signals.
+
+    Args:
+        strategy: the multi-worker strategy of this process.
+    """
+    if shard_of(strategy).num_workers > 1:
+        try:
+            context.context().wait_at_barrier("tfscale/end", _END_SECONDS * 1000)
+        except tf.errors.OpError:
+            return  # a worker has died: who waits for it, or its launcher, says so
 
 
 def _share_this_machine(cluster):
@@ -154,7 +201,7 @@ def _mirrored_devices(num_replicas):
             raise ValueError(
                 "A mirrored strategy on CPUs must be made before any TensorFlow operation. "
                 f"Received: num_replicas={num_replicas} after TensorFlow had started. "
-                "Call tfscale.make_strategy first in the script."
+                "Call tfscale.make_strategy first in the script, and run it without tfscale.launch."
             ) from None
     return [f"CPU:{i}" for i in range(num_replicas)]
 
@@ -170,7 +217,7 @@ def _mirrored(devices):
 
 
 def _multiworker(cluster, start_timeout_seconds):
-    if isinstance(_first_multiworker.get("strategy"), tf.distribute.Strategy):
+    if isinstance(_multiworker_here.get("strategy"), tf.distribute.Strategy):
         raise ValueError(
             "A process can have one multi-worker strategy. Received: a second call of "
             "make_strategy('multiworker'). Keep the first one and pass it on."
@@ -193,9 +240,26 @@ def _multiworker(cluster, start_timeout_seconds):
         implementation=implementation.NCCL if gpus else implementation.RING
     )
     with rendezvous.StartWatch(cluster, start_timeout_seconds):
-        strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-    _first_multiworker["strategy"] = strategy
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(
+            _StartResolver(cluster.tf_config()), options
+        )
+    _multiworker_here["strategy"] = strategy
     return strategy
 
 
-_first_multiworker = {}
+class _StartResolver(tf.distribute.cluster_resolver.TFConfigClusterResolver):
+    """The cluster as it was at the start, whatever a script does to TF_CONFIG afterwards."""
+
+    def __init__(self, text):
+        config = json.loads(text)
+        task = config["task"]
+        super().__init__(task["type"], int(task["index"]), config.get("rpc_layer", "grpc"))
+        self._spec = tf.train.ClusterSpec(config["cluster"])
+
+    def cluster_spec(self):
+        return self._spec
+
+
+# The multi-worker strategy of this process, of which there can be one, and whether it is "lent".
+_multiworker_here = {}
+_END_SECONDS = 24 * 3600  # the most that workers wait for each other at the end

@@ -1,0 +1,201 @@
+"""Run a script on many workers: python -m tfscale.launch --workers=4 script.py
+
+Reads the command line, refuses what cannot be started, and starts the workers on this machine,
+or becomes the one that this task of a cluster is. What a worker does is in `run_script`.
+"""
+
+import importlib.machinery
+import importlib.util
+import json
+import os
+import secrets
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from tfscale import command_line
+from tfscale.cluster import environment, local
+from tfscale.config_files import UsageError
+
+USAGE = """Run a Keras script, written for one machine or for many, as one job on many workers.
+
+  python -m tfscale.launch --workers=2 script.py [arguments]   on two local workers
+  python -m tfscale.launch --workers=2 -m package.module       a module, as with python -m
+  srun -n4 python -m tfscale.launch script.py                  in a cluster: a worker a task
+
+What follows the script's name belongs to the script. In the script keras.Model.fit, evaluate and
+predict share the work among the workers. A script that makes no strategy trains under a
+MultiWorkerMirroredStrategy; one that makes its own MultiWorkerMirroredStrategy gets that one.
+All workers begin with one seed, and seeds that the script sets count. Local workers reach
+each other and no other machine, unless --private_network=false says so."""
+
+_WORKER = str(Path(__file__).with_name("run_script.py"))
+_MAX_SEED = 2**31 - 1
+
+
+def main(argv=None):
+    """Run the command; return its exit code, which is that of the worker that failed first."""
+    return command_line.run(_main, argv)
+
+
+def _main(argv):
+    own, target = _split(argv)
+    values = command_line.parse(own, USAGE, _define_flags, with_config=False)
+    if values is None:
+        return 0
+    _check_target(target)
+    cluster = environment.resolve()
+    settings = {
+        "seed": values.seed,
+        "keras_fit": values.keras_fit,
+        "start_timeout_seconds": values.start_timeout_seconds,
+        "private_network": values.private_network and not cluster.workers,
+    }
+    if cluster.workers:
+        _check_task(values, cluster)
+        _become_worker(settings, target)
+    return _run_workers(values, settings, target)
+
+
+def _define_flags(values):
+    flags.DEFINE_integer(
+        "workers", None, "workers to start on this machine  [1]", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_bool(
+        "keras_fit",
+        True,
+        "make keras.Model.fit, evaluate and predict train together",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "log_dir",
+        "",
+        "folder of the workers' output; empty: runs/SCRIPT-TIME/logs",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "seed",
+        None,
+        "seed of all workers; by default a new one, which is shown",
+        lower_bound=0,
+        upper_bound=_MAX_SEED,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "start_timeout_seconds",
+        300,
+        "how long to wait for workers that do not come",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "private_network",
+        True,
+        "local workers have a network with loopback only; false: that of this machine",
+        flag_values=values,
+    )
+
+
+def _split(argv):
+    """Split a command line into the launcher's flags and the script with its arguments."""
+    known = flags.FlagValues()
+    _define_flags(known)
+    words = list(argv)
+    own = []
+    while words and words[0].startswith("-") and words[0] not in ("-", "-m", "--"):
+        word = words.pop(0)
+        own.append(word)
+        name = word.lstrip("-")
+        if words and name in known and not known[name].boolean:
+            own.append(words.pop(0))
+    if words and words[0] == "--":
+        words.pop(0)
+    return own, words
+
+
+def _check_target(target):
+    """Refuse a script or module that is not there."""
+    if not target or target == ["-m"]:
+        raise UsageError(
+            "A script or `-m MODULE` must follow the flags. Received: neither. "
+            "For example: python -m tfscale.launch --workers=2 script.py."
+        )
+    if target[0] == "-m":
+        top = target[1].partition(".")[0]
+        places = [os.getcwd(), *sys.path]
+        if importlib.machinery.PathFinder.find_spec(top, places) is None:
+            raise UsageError(
+                "`-m` must name a module that Python can find. "
+                f"Received: {target[1]!r}. Start in its folder, or set PYTHONPATH."
+            )
+        return
+    script = Path(target[0])
+    if not (script / "__main__.py" if script.is_dir() else script).is_file():
+        raise UsageError(
+            "The script must be a file that exists. "
+            f"Received: {target[0]!r} in {os.getcwd()}. Flags of tfscale are written --NAME=VALUE, "
+            "in front of the script."
+        )
+
+
+def _check_task(values, cluster):
+    """Refuse what does not fit the task of a cluster that this process is."""
+    if cluster.is_evaluator:
+        raise UsageError(
+            "The tasks of tfscale.launch train together, and an evaluator does not. "
+            "Received: task type 'evaluator' in TF_CONFIG. Run the script there with python."
+        )
+    if values.workers not in (None, len(cluster.workers)):
+        raise UsageError(
+            "In a cluster --workers must be its size, or be left out. "
+            f"Received: --workers={values.workers} in a cluster of {len(cluster.workers)}."
+        )
+
+
+def _become_worker(settings, target):
+    """Turn this process into the worker that runs the script."""
+    sys.stdout.flush()
+    command = _command(settings, target)
+    os.execv(command[0], command)
+
+
+def _run_workers(values, settings, target):
+    """Start the workers on this machine and wait for them."""
+    num_workers = values.workers or 1
+    if settings["seed"] is None:
+        settings["seed"] = secrets.randbelow(_MAX_SEED + 1)
+    log_dir = values.log_dir or _default_log_dir(target)
+    workers = "1 worker (--workers=N starts N)" if values.workers is None else None
+    workers = workers or f"{num_workers} worker{'s' if num_workers > 1 else ''}"
+    network = (
+        "loopback only (--private_network=false opens it)"
+        if values.private_network
+        else "that of this machine"
+    )
+    print(
+        f"tfscale: {workers}, seed {settings['seed']} (--seed={settings['seed']} repeats it), "
+        f"network {network}, logs in {log_dir}",
+        flush=True,
+    )
+    return local.run_local_workers(
+        _command(settings, target),
+        num_workers,
+        log_dir=log_dir,
+        private_network=None if values.private_network else False,
+    )
+
+
+def _command(settings, target):
+    return [sys.executable, _WORKER, json.dumps(settings), *target]
+
+
+def _default_log_dir(target):
+    """Return `runs/SCRIPT-TIME/logs`."""
+    name = target[1] if target[0] == "-m" else Path(target[0]).resolve().stem
+    return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}/logs"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""One worker of `tfscale.launch`: it prepares this process and then runs the script in it.
+
+Run by path, `python run_script.py SETTINGS script.py args...` or `SETTINGS -m module args...`,
+where SETTINGS is JSON from `launch`. The script finds what Python itself would give it: its
+arguments, its folder to import from, tracebacks and exit codes of its own.
+"""
+
+import atexit
+import errno
+import json
+import os
+import runpy
+import secrets
+import signal
+import socket
+import sys
+import zipfile
+from pathlib import Path
+
+_OWN_FILES = (__file__, "<frozen runpy>")
+
+
+def main(argv):
+    """Run a script as this worker.
+
+    Args:
+        argv: the settings, a JSON object with `seed` (None: the chief chooses), `keras_fit`,
+            `start_timeout_seconds` and `private_network`; then the script, or `-m` and a
+            module; then its arguments.
+
+    Returns:
+        The exit code: 0, 1 after an exception that the script did not catch, 2 for what cannot
+        be run, 130 after Ctrl-C. The script's `sys.exit` passes through.
+    """
+    settings, target = json.loads(argv[0]), argv[1:]
+    _be_python(target)
+    ended_well = []
+    try:
+        _prepare(settings, ended_well)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    try:
+        _run(target)
+    except SystemExit as request:
+        if request.code in (None, 0):
+            ended_well.append(True)
+        raise
+    except BaseException as error:
+        _show(error, settings)
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
+    ended_well.append(True)
+    return 0
+
+
+def _be_python(target):
+    """Set `sys.argv` and `sys.path` as Python does for the script or module."""
+    root = str(Path(__file__).resolve().parents[1])
+    is_module = target[0] == "-m"
+    if not sys.flags.safe_path:  # what stands first is the folder of this file
+        if is_module:
+            sys.path[0] = os.getcwd()
+        elif os.path.isdir(target[0]) or zipfile.is_zipfile(target[0]):
+            del sys.path[0]  # runpy puts the folder or the archive there
+        else:
+            sys.path[0] = os.path.dirname(os.path.realpath(target[0]))
+    if root not in sys.path:  # last, so that it hides nothing from the script
+        sys.path.append(root)
+    sys.argv[:] = target[1:] if is_module else target
+
+
+def _prepare(settings, ended_well):
+    """Meet the other workers, then set the strategy, the seeds and Keras' methods."""
+    from tfscale import command_line
+
+    with command_line.quiet_import():
+        from tfscale import lending
+        from tfscale import strategy as strategy_lib
+
+        strategy_lib.find_gpus()
+    strategy = strategy_lib.make_strategy(
+        "multiworker", start_timeout_seconds=settings["start_timeout_seconds"]
+    )
+    atexit.register(_leave, strategy_lib, strategy, ended_well)
+    strategy_lib.set_seed(_seed(settings["seed"], strategy_lib, strategy))
+    lending.lend_to_script(strategy)
+    if settings["keras_fit"]:
+        from tfscale.training.keras_fit import enable_keras_fit
+
+        enable_keras_fit()
+    _accept_late_settings(strategy_lib.is_chief())
+
+
+def _seed(seed, strategy_lib, strategy):
+    """Return the seed of all workers; without a launcher the chief chooses one and says so."""
+    if seed is not None:
+        return seed
+    is_chief = strategy_lib.is_chief()
+    [seed] = strategy_lib.sum_over_workers(strategy, [secrets.randbelow(2**31) * is_chief])
+    if is_chief:
+        print(f"tfscale: seed {seed} (--seed={seed} repeats this run)", flush=True)
+    return seed
+
+
+def _leave(strategy_lib, strategy, ended_well):
+    """Leave together with the other workers, after a script that ended well."""
+    if ended_well:
+        # Python's own handlers wait as long as the workers do.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        strategy_lib.wait_for_workers(strategy)
+
+
+def _accept_late_settings(is_chief):
+    """Let settings of the runtime pass that a script makes at its start, when they are too late.
+
+    The workers have met by then, and TensorFlow has its threads and devices: the launcher has
+    divided cores and GPUs among the workers, and GPU memory grows as needed.
+    """
+    import tensorflow as tf
+
+    said = set()
+
+    def pass_late(home, name, is_harmless=lambda *args: True):
+        function = getattr(home, name)
+
+        def set_or_pass(*args, **kwargs):
+            try:
+                return function(*args, **kwargs)
+            except RuntimeError:
+                if not is_harmless(*args, *kwargs.values()):
+                    raise
+            if is_chief and name not in said:
+                said.add(name)
+                print(
+                    f"warning: {name} comes after tfscale.launch has started TensorFlow, which "
+                    "divides cores and GPUs among the workers. It is passed over.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+        setattr(home, name, set_or_pass)
+
+    def is_one_device(device, configurations):
+        return len(configurations) == 1  # a bound on memory, and not a device more
+
+    pass_late(tf.config.threading, "set_intra_op_parallelism_threads")
+    pass_late(tf.config.threading, "set_inter_op_parallelism_threads")
+    pass_late(tf.config, "set_visible_devices")
+    pass_late(tf.config.experimental, "set_visible_devices")
+    pass_late(tf.config.experimental, "set_memory_growth")
+    pass_late(tf.config, "set_logical_device_configuration", is_one_device)
+    pass_late(tf.config.experimental, "set_virtual_device_configuration", is_one_device)
+
+
+def _run(target):
+    """Run the script or module as `__main__`."""
+    if target[0] == "-m":
+        runpy.run_module(target[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(target[0], run_name="__main__")
+
+
+def _show(error, settings):
+    """Show an exception as Python does, without the frames of this file, and what may help."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_frame.f_code.co_filename in _OWN_FILES:
+        traceback = traceback.tb_next
+    sys.stdout.flush()
+    sys.excepthook(type(error), error.with_traceback(traceback), traceback)
+    advice = _advice(error, settings)
+    if advice:
+        print(f"tfscale: {advice}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _advice(error, settings):
+    """Return what a user can do about an exception that comes from running here, or ""."""
+    while error is not None:
+        unreachable = isinstance(error, socket.gaierror) or (
+            isinstance(error, OSError) and error.errno == errno.ENETUNREACH
+        )
+        if unreachable and settings["private_network"]:
+            return (
+                "The network of the workers has loopback and nothing else. A script that needs "
+                "another machine is started with --private_network=false."
+            )
+        if "not available outside the replica context" in str(error):
+            return (
+                "A training loop of one's own runs its step on the replicas, with "
+                "tf.distribute.get_strategy().run(step, args=...) inside a tf.function; or use "
+                "tfscale.Trainer(model, step=...)."
+            )
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
