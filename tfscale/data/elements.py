@@ -137,8 +137,9 @@ def _hash(values, number):
 
 def pipeline(dataset, read):
     """Map, prefetch, and keep tf.data from sharding what is a share already."""
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    options, policies = tf.data.Options(), tf.data.experimental.AutoShardPolicy
+    if dataset.options().experimental_distribute.auto_shard_policy == policies.AUTO:
+        options.experimental_distribute.auto_shard_policy = policies.OFF  # a change is warned of
     options.deterministic = True
     read = tf.autograph.experimental.do_not_convert(read)
     dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)

@@ -59,9 +59,18 @@ def slice_rows(structure, begin, size):
 
 
 def batch_spec(structure):
-    """Return the spec of batches of any size: specs of tensors with their first axis None."""
+    """Return the spec of batches of any size.
+
+    Args:
+        structure: nested specs of tensors; of `tf.experimental.Optional` for absent parts.
+
+    Returns:
+        Nested specs whose first axis is None; `None` for a part that is absent.
+    """
 
     def free(spec):
+        if isinstance(spec, (tf.OptionalSpec, tf.NoneTensorSpec)):
+            return None
         if isinstance(spec, tf.RaggedTensorSpec):
             return tf.RaggedTensorSpec(
                 [None, *spec.shape[1:]], spec.dtype, spec.ragged_rank, spec.row_splits_dtype

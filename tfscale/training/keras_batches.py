@@ -33,7 +33,6 @@ class KerasBatches(batches.Batches):
         self.num_batches, self.given_steps = source.num_batches, source.given_steps
         self.steps_per_epoch = self.given_steps or self.num_batches
         self.global_batch_size = source.global_batch_size
-        elements.check_batched(source.element_spec)
         if self.num_batches == 0:
             raise ValueError(
                 "The data must have at least one batch. Received: an empty "
@@ -51,7 +50,7 @@ class KerasBatches(batches.Batches):
 
     @property
     def element_spec(self):
-        spec = rows.without_optionals(self.source.element_spec)
+        spec = self.source.element_spec
         return rows.batch_spec(spec if isinstance(spec, tuple) else (spec,))
 
     def steps_in(self, epoch, first_epoch=0):
@@ -89,7 +88,8 @@ class KerasBatches(batches.Batches):
         return shares.apply(tf.data.experimental.assert_cardinality(steps))
 
     def end_epoch(self):
-        """Tell the data that a pass for scoring is over."""
+        if self.num_batches and self.steps_in(0) == self.num_batches:
+            iter(self.source.whole)  # as Keras does, for the next draw of a shuffle
         self.source.end(exhausted=self.steps_per_epoch is None)
 
     def feed(self, shard, first_epoch=0):
@@ -116,7 +116,8 @@ class Source:
     def __init__(self, adapter, given_steps, kind):
         self._adapter, self.given_steps, self.kind = adapter, given_steps, kind
         self.whole = adapter.get_tf_dataset()
-        self.num_batches, self.global_batch_size = adapter.num_batches, adapter.batch_size
+        elements.check_batched(self.whole.element_spec)
+        self.num_batches, self.global_batch_size = adapter.num_batches, None
 
     @property
     def element_spec(self):
@@ -167,7 +168,7 @@ class ArraySource(Source):
 
     def __init__(self, indices, arrays, given_steps):
         super().__init__(indices, given_steps, "arrays")
-        self._arrays = arrays
+        self.global_batch_size, self._arrays = indices.batch_size, arrays
 
     @property
     def element_spec(self):
@@ -204,6 +205,8 @@ class DatasetSource(Source):
 
     def __init__(self, adapter, given_steps, x):
         super().__init__(adapter, given_steps, type(x).__name__)
+        shapes = [s.shape for s in tf.nest.flatten(self.element_spec) if hasattr(s, "shape")]
+        self.global_batch_size = shapes[0][0]
         if isinstance(x, tf.data.Dataset):
             self.kind = "tf.data.Dataset"
             self.endless = int(x.cardinality()) == tf.data.INFINITE_CARDINALITY
