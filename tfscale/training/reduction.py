@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras.src.losses import loss as keras_loss
 
 from tfscale.names import check_known
+from tfscale.training import accumulation
 
 _active = threading.local()
 
@@ -69,9 +70,13 @@ def replica_share(share):
     Entered by the replica's own thread while its step is traced.
 
     Args:
-        share: the `Share` of this replica.
+        share: the `Share` of this replica. The only replica is one device already, and nothing
+            changes for it, but that it may accumulate gradients.
     """
     _install()
+    if share.num_replicas == 1:
+        yield
+        return
     previous = getattr(_active, "share", None)
     _active.share = share
     try:
@@ -100,7 +105,10 @@ _keras_update_mean = keras.metrics.Mean.update_state
 _keras_apply = keras.optimizers.Optimizer.apply
 _keras_scaled_apply = keras.optimizers.LossScaleOptimizer.apply
 _keras_sum = keras.optimizers.Optimizer._all_reduce_sum_gradients
-_SUMMED = "tfscale_gradients_are_summed"  # on an optimizer, while it applies reduced gradients
+_keras_update = keras.optimizers.Optimizer._backend_apply_gradients
+_keras_overwrite = keras.optimizers.Optimizer._overwrite_model_variables_with_average_value
+# On an optimizer while it applies gradients: they are reduced, or it reduces them by itself.
+_SUMMED, _REDUCTION = "tfscale_gradients_are_summed", "tfscale_reduction"
 
 
 def _scale(value):
@@ -173,6 +181,8 @@ def _install():
     keras.optimizers.Optimizer.apply = _apply_after_reduction(_keras_apply)
     keras.optimizers.LossScaleOptimizer.apply = _apply_after_reduction(_keras_scaled_apply)
     keras.optimizers.Optimizer._all_reduce_sum_gradients = _sum_unless_done
+    keras.optimizers.Optimizer._backend_apply_gradients = _update
+    keras.optimizers.Optimizer._overwrite_model_variables_with_average_value = _overwrite
 
 
 class MeanReduction:
@@ -250,25 +260,69 @@ def _apply_after_reduction(keras_apply):
     """An optimizer's `apply` that sums gradients over the replicas, then clips and updates.
 
     Keras clips each replica's own gradient and sums afterwards, so that the result changes with
-    the number of replicas. An optimizer with loss scaling hands its sums to an inner one.
+    the number of replicas. An optimizer with loss scaling hands its sums to an inner one. Where
+    one accumulates, gradients stay what each replica has, and `_update` reduces.
     """
 
     @functools.wraps(keras_apply)
     def apply(self, gradients, trainable_variables=None):
         share = getattr(_active, "share", None)
-        if share is None or getattr(self, _SUMMED, False):
+        if share is None:
             return keras_apply(self, gradients, trainable_variables)
         if not share.loss_is_weighted:
             gradients = [_times(gradient, share.weight()) for gradient in gradients]
-        gradients = share.reduction.reduce(gradients)
-        inner = getattr(self, "inner_optimizer", self)
-        setattr(inner, _SUMMED, True)
-        try:
+        reduction = None
+        if accumulation.accumulates(self):
+            reduction = share.reduction
+            if isinstance(self, keras.optimizers.LossScaleOptimizer):
+                gradients = accumulation.agree_on_finite(gradients)
+        else:
+            gradients = share.reduction.reduce(gradients)
+        with _marked(accumulation.leaves(self), reduction):
             return keras_apply(self, gradients, trainable_variables)
-        finally:
-            setattr(inner, _SUMMED, False)
 
     return apply
+
+
+@contextlib.contextmanager
+def _marked(optimizers, reduction):
+    """Tell optimizers that their gradients are summed, or else how they sum them.
+
+    Kept on the optimizer, because loss scaling applies it in other threads. One replica's thread
+    may leave while others have yet to, but all are past their last look at it by then: they meet
+    when Keras counts the step.
+    """
+    share, _active.share = _active.share, None
+    for optimizer in optimizers:
+        setattr(optimizer, _SUMMED, True)
+        setattr(optimizer, _REDUCTION, reduction)
+    try:
+        yield
+    finally:
+        _active.share = share
+        for optimizer in optimizers:
+            setattr(optimizer, _SUMMED, False)
+            setattr(optimizer, _REDUCTION, None)
+
+
+def _update(self, gradients, trainable_variables):
+    """Keras' update, or where the optimizer accumulates, the one that replicas can take."""
+    reduction = getattr(self, _REDUCTION, None)
+    if reduction is None and not accumulation.fails_alone(self):
+        return _keras_update(self, gradients, trainable_variables)
+    if accumulation.accumulates(self):
+        return accumulation.apply(self, gradients, trainable_variables, reduction)
+    return _keras_update(self, reduction.reduce(gradients), trainable_variables)
+
+
+def _overwrite(self, trainable_variables):
+    """Overwrite weights with their averages; in a replica its own, so that a condition may."""
+    if tf.distribute.in_cross_replica_context():
+        return _keras_overwrite(self, trainable_variables)
+    averages = self._model_variables_moving_average
+    for variable, average in zip(trainable_variables, averages, strict=True):
+        if average is not None:
+            variable.assign(average)
 
 
 def _sum_unless_done(self, grads_and_vars):
