@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfscale.data import arrays, batches, order, shards
+from tfscale.data import arrays, batches, order, rows, shards
 
 CLUSTERS = [(1, 1), (1, 3), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1), (4, 3)]
 
@@ -189,6 +189,72 @@ def test_an_infinite_dataset_takes_its_epoch_from_the_caller():
     assert made.steps_per_epoch == 3
     assert shares(made, shards.Shard(), 2, 3) == [([2, 3, 4, 5], 4), ([6, 7, 8, 9], 4)]
     assert len(list(made.epoch(shards.Shard()))) == 3
+
+
+def fingerprints(dataset, worker, workers=2):
+    elements = batches.from_dataset(dataset).dataset(shards.Shard(worker, workers)).take(6)
+    found = [batches.fingerprint_of(element) for element in elements]
+    return [None if f is None else int(f) for f in found]
+
+
+@pytest.mark.parametrize(
+    "label",
+    [lambda i: i, lambda i: tf.one_hot(i, 23), lambda i: tf.strings.as_string(i)],
+)
+def test_fingerprints_differ_where_workers_read_other_batches(label):
+    def dataset(seed):
+        numbers = tf.data.Dataset.range(23).shuffle(23, seed=seed)
+        return numbers.map(lambda i: (tf.zeros([4, 4, 1]), label(i))).batch(6)
+
+    one = fingerprints(dataset(1), 0)
+    assert one == fingerprints(dataset(1), 1)
+    assert all(0 <= f < 2**20 for f in one)
+    assert not set(one) & set(fingerprints(dataset(2), 1))
+    assert fingerprints(dataset(1), 0, workers=1) == [None] * 6
+
+
+def test_fingerprints_differ_by_the_number_of_examples():
+    images = tf.data.Dataset.from_tensors(tf.zeros([4, 4, 1])).repeat(20)
+    full, short = images.batch(20), images.take(19).batch(20)
+    assert fingerprints(full, 0)[0] != fingerprints(short, 1)[0]
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_a_feed_goes_on_over_epochs_and_begins_anywhere(start):
+    made = numbered(10, global_batch_size=4, shuffle=True)
+    feed = made.feed(shards.Shard())
+    found = []
+    for epoch in range(start // 3, 3):
+        iterator = feed.begin(epoch)
+        assert (made.steps_in(epoch), made.first_step(epoch)) == (3, 3 * epoch)
+        found += [next(iterator)[0][0].numpy().tolist() for _ in range(3)]
+        feed.end()
+    assert found == [share for share, _ in shares(made, shards.Shard(), 9 - start, start)]
+    assert not made.is_open_ended
+
+
+@pytest.mark.parametrize("kind", ["dense", "ragged", "sparse"])
+def test_rows_are_counted_taken_and_sliced_alike(kind):
+    dense = np.array([[0, 1, 0], [2, 0, 3], [0, 0, 0], [4, 5, 0]])
+    make = {
+        "dense": tf.constant,
+        "ragged": lambda a: tf.RaggedTensor.from_tensor(a, padding=0),
+        "sparse": lambda a: tf.sparse.reorder(tf.sparse.from_dense(a)),
+    }[kind]
+    batch = {"a": make(dense), "b": None}
+
+    def expect(found, chosen):
+        assert found["b"] is None and int(rows.count_rows(found)) == len(chosen)
+        parts = (tf.nest.flatten(part, True) for part in (found["a"], make(chosen)))
+        for a, b in zip(*parts, strict=True):
+            assert a.numpy().tolist() == b.numpy().tolist()
+
+    expect(batch, dense)
+    expect(rows.take_rows(batch, tf.constant([3, 0, 3], tf.int64)), dense[[3, 0, 3]])
+    expect(rows.slice_rows(batch, 1, 3), dense[1:4])
+    expect(rows.slice_rows(batch, 2, 0), dense[2:2])
+    graph = tf.function(lambda b: rows.take_rows(b, tf.constant([1], tf.int64)))
+    assert graph(batch)["a"].shape[1:].as_list() == ([None] if kind == "ragged" else [3])
 
 
 def test_positions_in_the_graph_equal_those_of_plain_python():
