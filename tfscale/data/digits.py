@@ -1,14 +1,11 @@
 """The handwritten digits that ship with the package, behind a TFDS builder of our own.
 
-Owns their preparation: no network, on first use, by any number of processes at once. Writers
-differ along the original file, so it is shuffled once, by a fixed seed, before the split.
+Owns their preparation: no network, on first use, by any number of processes at once.
 """
 
 import contextlib
-import gzip
 import io
 import os
-import pathlib
 import shutil
 import stat
 import tempfile
@@ -16,13 +13,11 @@ import tempfile
 import numpy as np
 import tensorflow_datasets as tfds
 
-NAME = "digits"
-LARGEST_VALUE = 16
-NUM_CLASSES = 10
+from tfscale.data.digits_file import LARGEST_VALUE, NUM_CLASSES, load_digits
 
-_FILE = pathlib.Path(__file__).parent / "files" / "digits.csv.gz"
-_NUM_TRAIN = 1437
-_SPLIT_SEED = 0
+__all__ = ["LARGEST_VALUE", "NAME", "NUM_CLASSES", "Digits", "prepare"]
+
+NAME = "digits"
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -47,17 +42,11 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        with gzip.open(_FILE, "rt") as lines:
-            rows = np.loadtxt(lines, delimiter=",", dtype=np.int64)
-        rows = rows[np.random.RandomState(_SPLIT_SEED).permutation(len(rows))]
-        return {
-            "train": self._generate_examples(rows[:_NUM_TRAIN]),
-            "test": self._generate_examples(rows[_NUM_TRAIN:]),
-        }
+        train, test = load_digits()
+        return {"train": self._generate_examples(*train), "test": self._generate_examples(*test)}
 
-    def _generate_examples(self, rows):
-        images = rows[:, :-1].astype(np.uint8).reshape(-1, 8, 8, 1)
-        for i, (image, label) in enumerate(zip(images, rows[:, -1], strict=True)):
+    def _generate_examples(self, images, labels):
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield i, {"image": image, "label": int(label)}
 
 

@@ -18,11 +18,14 @@ class FitRun:
         epochs: the epoch to stop after.
         pace: steps an execution.
         validation: what is scored during training, or None.
-        validation_freq: epochs between two validations.
+        validation_freq: epochs between two validations, or a list of those, counted from 1.
         checkpoints: where to save, or None.
         save_every_steps: steps between two checkpoints; 0 for one after each epoch.
         callbacks: Keras' list of callbacks.
+        first_epoch: the epoch the run began with.
         stopped: all workers have agreed to stop.
+        test_steps: batches of a validation between two calls of callbacks; None for all.
+        is_watched: a callback looks at single executions and may stop the run within an epoch.
         steps_per_epoch: None until it is found out, for a dataset of unknown length.
         reports: sums of what a step of the user's own reported in this epoch, and the examples.
     """
@@ -31,31 +34,57 @@ class FitRun:
     epochs: int
     pace: Pace
     validation: Batches | None = None
-    validation_freq: int = 1
+    validation_freq: int | list = 1
+    test_steps: int | None = None
     checkpoints: Checkpoints | None = None
     save_every_steps: int = 0
     callbacks: keras.callbacks.CallbackList | None = None
+    first_epoch: int = 0
+    is_watched: bool = True
     stopped: bool = False
     steps_per_epoch: int | None = None
     reports: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         self.steps_per_epoch = self.data.steps_per_epoch
-        self._endless = None
+        self._feed = None
+
+    @property
+    def is_open_ended(self):
+        """Whether the data may end at any step."""
+        return self.data.is_open_ended
+
+    def steps_in_epoch(self, at):
+        """Return the steps of the epoch under way; None where it ends when the data do."""
+        return self.data.steps_in(at.epoch, self.first_epoch)
 
     def iterator(self, shard, at):
-        """Return the iterator that gives the next step's batch.
+        """Return the iterator that gives the next step's batch, once an epoch.
 
         Args:
             shard: this worker's `data.shards.Shard`.
-            at: the trainer's `Progress`.
+            at: the loop's `Progress`.
         """
-        if self.data.steps_per_epoch is None:
-            return iter(self.data.dataset(shard, at.position))
-        if self._endless is None:  # one for all epochs, so that none begins with a wait
-            first = at.epoch * self.data.steps_per_epoch + at.position
-            self._endless = iter(self.data.dataset(shard, first))
-        return self._endless
+        if self._feed is None:
+            self._feed = self.data.feed(shard, self.first_epoch)
+        return self._feed.begin(at.epoch, at.position)
+
+    def validation_is_due(self, epoch):
+        """Say whether the data for validation are to be scored after an epoch."""
+        if isinstance(self.validation_freq, int):
+            return (epoch + 1) % self.validation_freq == 0
+        return epoch + 1 in self.validation_freq
+
+    def end_steps(self, at, exhausted):
+        """Note that the steps of an epoch are done.
+
+        Args:
+            at: the loop's `Progress`.
+            exhausted: the data ended before the epoch did.
+        """
+        self.steps_per_epoch = self.steps_per_epoch or at.position
+        if self._feed is not None:
+            self._feed.end(exhausted)
 
     def go_on_from(self, facts, position):
         """Take over what an earlier life knew of the epoch under way.
@@ -79,9 +108,9 @@ class FitRun:
 
     def next_steps(self, at):
         """Return the steps until the host has to look again, the same on every worker."""
-        if self.steps_per_epoch is None:
-            return 1
-        k = min(self.pace.steps, self.steps_per_epoch - at.position)
+        k, steps = self.pace.steps, self.steps_in_epoch(at)
+        if steps is not None:
+            k = min(k, steps - at.position)
         if self.save_every_steps:
             k = min(k, self.save_every_steps - at.step % self.save_every_steps)
         return k

@@ -1,112 +1,176 @@
-"""The graphs a trainer runs: k steps, a pass over test data, one prediction, one agreement.
+"""The graphs a run is made of: k steps, a pass over test data, one prediction, one agreement.
 
 Each is a `tf.function` around `strategy.run` of a function in `step.py`. The host calls one, and
 waits for the device once: the numbers it needs come back together.
 """
 
+import contextlib
+
 import tensorflow as tf
 
-from tfscale.data import batches
-from tfscale.training import state
+from tfscale.data import elements
+from tfscale.training import own_step, saving, state
 from tfscale.training import step as step_lib
 
 
 class Functions:
-    """The compiled functions of one trainer.
+    """The compiled functions of one model.
 
     Args:
-        model: the `keras.Model`.
+        model: the `keras.Model`; one with `run_eagerly` is run step by step without a graph.
         strategy: the strategy it was built under.
         shard: the `data.shards.Shard` of this process.
         train: a function `(data, share)` that takes one replica's step and returns a dict of
-            weighted scalars to report, the same names in every step.
+            weighted scalars to report, the same names in every step; or an `OwnStep`.
         test: the same for scoring.
         reduction: how gradients are summed over the replicas.
+        reports_last: report what a step of the user's own returned last, as Keras does, and not
+            the mean over the examples.
     """
 
-    def __init__(self, model, strategy, shard, train, test, reduction):
+    def __init__(self, model, strategy, shard, train, test, reduction, reports_last=False):
         self._model, self._strategy, self._shard = model, strategy, shard
-        self._train, self._test, self._reduction = train, test, reduction
-        self.report_names = {True: (), False: ()}  # of training, of scoring
-        self.train_steps = tf.function(self._train_steps, autograph=False)
-        self.test_steps = tf.function(self._test_steps, autograph=False)
-        self.metrics = tf.function(model.get_metrics_result)
-        self.predict_step = tf.function(self._predict_step, autograph=False, reduce_retracing=True)
+        self._steps = {True: train, False: test}  # of training, of scoring
+        self._reduction, self._reports_last = reduction, reports_last
+        self._report_names = {True: None, False: None}
+
+        def graph(function, **options):
+            if getattr(model, "run_eagerly", False):
+                return function
+            return tf.function(function, autograph=False, **options)
+
+        self.train_steps = graph(self._train_steps)
+        self.test_steps = graph(self._test_steps)
+        self.step_on_batch = graph(self._step_on_batch, reduce_retracing=True)
+        self.predict_step = graph(self._predict_step, reduce_retracing=True)
+        self.metrics = graph(self._metrics)
         self.reset_metrics = tf.function(model.reset_metrics)
         self.agree = tf.function(self._agree)
         self.read_state = tf.function(lambda: state.read(model))
+        self.average_statistics = tf.function(lambda: saving.average_statistics(model))
 
-    def find_report_names(self, iterator, training=True):
-        """Trace one step to learn what a step of the user's own reports."""
+    def prepare(self, spec, training=True):
+        """Trace one step on batches of a spec, to learn what a step of the user's own reports."""
+        own = isinstance(self._steps[training], own_step.OwnStep)
+        if not own:
+            self._report_names[training] = ()
+        if self._report_names[training] is None:
+            once = tf.function(lambda s, n: self._run(s, n, training)[0], autograph=False)
+            once.get_concrete_function(spec, tf.TensorSpec([], tf.int32))
 
-        def once(iterator):
-            _, _, self.report_names[training] = self._one_step(iterator, training)
+    def in_order(self, logs, training):
+        """Return numbers by name in the order in which the user's own step returned them."""
+        step = self._steps[training]
+        return step.in_order(logs) if isinstance(step, own_step.OwnStep) else logs
 
-        tf.function(once, autograph=False).get_concrete_function(iterator)
-
-    def _train_steps(self, iterator, num_steps, votes):
-        """Take `num_steps` steps.
+    def _train_steps(self, iterator, num_steps, votes, open_ended=False):
+        """Take `num_steps` steps, or fewer where open-ended data end before.
 
         Args:
             iterator: of this worker's `Batches.dataset`.
             num_steps: an int32 scalar.
-            votes: an int64 vector that is summed over all replicas.
+            votes: an int64 vector that is summed over all workers.
+            open_ended: the data may end at any step, a Python bool.
 
         Returns:
-            The metrics by name, the reports of the steps by name (sums over examples), the
-            examples seen, the learning rate of the next step, and the sum of votes.
+            A dict: the `metrics` by name, the `reports` of the steps by name (sums over
+            examples, or the last), the `steps` taken, the `examples` seen, the `learning_rate`
+            of the next step, and the sum of `votes`, where two more entries stand for the
+            fingerprint of the data and its square.
         """
-        reports, examples = self._loop(iterator, num_steps, training=True)
+        taken = self._loop(iterator, num_steps, True, open_ended)
+        print_ = taken.pop("fingerprint", tf.constant(0, tf.int64)) % 2**20
         rate = getattr(getattr(self._model, "optimizer", None), "learning_rate", 0.0)
-        return (
-            self._model.get_metrics_result(),
-            reports,
-            examples,
-            tf.convert_to_tensor(rate),
-            self._agree(votes),
-        )
+        return {
+            **taken,
+            "metrics": self._metrics(True),
+            "learning_rate": tf.convert_to_tensor(rate),
+            "votes": self._agree(tf.concat([votes, [print_, print_ * print_]], 0)),
+        }
 
-    def _test_steps(self, iterator, num_steps):
-        """Score `num_steps` batches; return sums of reports by name, and the examples."""
-        return self._loop(iterator, num_steps, training=False)
+    def _test_steps(self, iterator, num_steps, open_ended=False):
+        """Score `num_steps` batches; return a dict of `reports`, `steps` and `examples`."""
+        return self._loop(iterator, num_steps, False, open_ended)
 
-    def _loop(self, iterator, num_steps, training):
-        """Take `num_steps` steps in the graph."""
-        names = self.report_names[training]
+    def _step_on_batch(self, share, global_count, training):
+        """Take one step on a batch at hand; return metrics and reports by name."""
+        report, names = self._run(share, global_count, training)
+        return {**self._metrics(training), **dict(zip(names, tf.unstack(report), strict=True))}
 
-        def take(step, examples, *sums):
-            report, count, _ = self._one_step(iterator, training)
-            weighted = report * tf.cast(count, tf.float32)
-            return step + 1, examples + count, *(total + weighted for total in sums)
+    def _metrics(self, training):
+        """Numbers that metrics hold, over all replicas."""
+        step = self._steps[training]
+        own = isinstance(step, own_step.OwnStep)
+        return step.metrics() if own else self._model.get_metrics_result()
 
-        # Each loop variable costs in every step, so sums of reports are there only if needed.
-        sums = (tf.zeros([len(names)]),) if names else ()
-        _, examples, *sums = tf.while_loop(
-            lambda step, *_: step < num_steps, take, (0, tf.constant(0, tf.int64), *sums)
-        )
-        values = tf.unstack(sums[0]) if sums else []
-        return dict(zip(names, values, strict=True)), examples
+    def _loop(self, iterator, num_steps, training, open_ended):
+        """Take steps in the graph."""
+        names = self._report_names[training]
+        # Each loop variable costs in every step, so they are there only if needed.
+        totals = {"examples": tf.constant(0, tf.int64)}
+        if names:
+            totals["reports"] = tf.zeros([len(names)])
+        if elements.fingerprint_of(iterator.element_spec) is not None:
+            totals["fingerprint"] = tf.constant(0, tf.int64)
 
-    def _one_step(self, iterator, training):
-        """Run one step on all replicas; return its reports, its examples, and their names."""
-        batch, global_count = batches.with_count(next(iterator))
-        names, step = [], self._train if training else self._test
+        def add(element, totals):
+            share, count = elements.with_count(element)
+            report, _ = self._run(share, count, training)
+            examples = tf.cast(count, tf.int64)
+            added = {"examples": totals["examples"] + examples}
+            if names:
+                mean = report if self._reports_last else report * tf.cast(count, tf.float32)
+                added["reports"] = mean if self._reports_last else totals["reports"] + mean
+            if "fingerprint" in totals:
+                added["fingerprint"] = totals["fingerprint"] + elements.fingerprint_of(element)
+            return added
 
-        def replica(batch, global_count):
-            report = step(*self._cut(batch, global_count))
+        def take(step, totals):
+            return step + 1, add(next(iterator), totals)
+
+        def take_if_any(step, more, totals):
+            optional = iterator.get_next_as_optional()
+            return tf.cond(
+                optional.has_value(),
+                lambda: (step + 1, True, add(optional.get_value(), totals)),
+                lambda: (step, False, totals),
+            )
+
+        if open_ended:
+            steps, _, totals = tf.while_loop(
+                lambda step, more, _: more & (step < num_steps),
+                take_if_any,
+                (tf.constant(0), tf.constant(True), totals),
+            )
+        else:
+            steps, totals = tf.while_loop(
+                lambda step, _: step < num_steps, take, (tf.constant(0), totals)
+            )
+        values = tf.unstack(totals["reports"]) if names else []
+        return {**totals, "steps": steps, "reports": dict(zip(names, values, strict=True))}
+
+    def _run(self, share, global_count, training):
+        """Run one step on all replicas; return a vector of its reports, and their names."""
+        names, step = [], self._steps[training]
+
+        def replica(share, global_count):
+            report = step(*self._cut(share, global_count))
             names[:] = report
             return tf.stack([report[name] for name in names]) if names else tf.zeros([0])
 
-        report = self._strategy.run(replica, args=(batch, global_count))
+        own = isinstance(step, own_step.OwnStep)
+        with step.watched() if own else contextlib.nullcontext():
+            report = self._strategy.run(replica, args=(share, global_count))
         # With nothing to report there is nothing to sum: no collective in the step.
         report = self._strategy.reduce("SUM", report, axis=None) if names else tf.zeros([0])
-        return report, tf.cast(global_count, tf.int64), tuple(names)
+        self._report_names[training] = tuple(names)
+        return report, tuple(names)
 
-    def _predict_step(self, batch, global_count):
+    def _predict_step(self, share, global_count):
         """Return the outputs for one global batch, in its order, on every worker."""
         outputs = self._strategy.run(
-            lambda b, n: step_lib.predict_replica(self._model, *self._cut(b, n)),
-            args=(batch, global_count),
+            lambda s, n: step_lib.predict_replica(self._model, *self._cut(s, n)),
+            args=(share, global_count),
         )
         return tf.nest.map_structure(
             lambda value: self._strategy.experimental_local_results(value)[0], outputs
@@ -121,6 +185,6 @@ class Functions:
         total = self._strategy.reduce("SUM", on_replicas, axis=None)
         return total // self._shard.replicas_per_worker
 
-    def _cut(self, batch, global_count):
+    def _cut(self, share, global_count):
         replicas = self._shard.replicas_per_worker
-        return step_lib.cut_share(batch, global_count, replicas, self._reduction)
+        return step_lib.cut_share(share, global_count, replicas, self._reduction)

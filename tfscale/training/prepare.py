@@ -1,9 +1,14 @@
 """Checks and builds before the first step: everything exists before a graph is traced."""
 
+import contextlib
+import weakref
+
 import keras
 import tensorflow as tf
 from absl import logging
 
+from tfscale.strategy import shard_of
+from tfscale.training import own_step
 from tfscale.training import step as step_lib
 
 
@@ -11,23 +16,14 @@ def check_model(model, step):
     """Refuse a model that nothing says how to train.
 
     Raises:
-        ValueError: if the model is not compiled and there is no step of its own, or asks for
-            what many replicas cannot do.
+        ValueError: if the model is not compiled and there is no step of its own.
     """
-    own_step = step is not None or step_lib.overrides(model, "train_step")
-    if not own_step and not model.compiled:
+    has_own_step = step is not None or own_step.overrides(model, "train_step")
+    if not has_own_step and not model.compiled:
         raise ValueError(
             "A model must be compiled, or have a step of its own. Received: a model without "
             "either. Call model.compile(optimizer, loss), or give Trainer(model, step=...)."
         )
-    for optimizer in optimizers_of(model):
-        many = model.distribute_strategy.num_replicas_in_sync > 1
-        if many and getattr(optimizer, "gradient_accumulation_steps", None):
-            raise ValueError(
-                "An optimizer must not accumulate gradients itself under several replicas, "
-                "where Keras fails. Received: gradient_accumulation_steps="
-                f"{optimizer.gradient_accumulation_steps}. Use a larger global batch."
-            )
 
 
 def optimizers_of(model):
@@ -37,35 +33,96 @@ def optimizers_of(model):
     return list(unique.values())
 
 
-def build(model, data, strategy):
-    """Create all variables: of the model, its optimizer, its losses and metrics.
+def build(model, spec, strategy, step=None, purpose="train"):
+    """Create all variables: of the model, its optimizers, its losses and metrics.
 
     Keras creates them in the first step, which under several replicas would be in the middle of
-    a graph. One example of zeros goes through the model instead; its metrics are reset.
+    a graph. Here one step is traced, and not run, where variables can be made.
 
     Args:
         model: the `keras.Model`.
-        data: the `data.batches.Batches` it will see.
+        spec: of the batches it will see, `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
         strategy: the strategy the model was made under.
+        step: a step of the user's own, `step(model, data)`, or None.
+        purpose: "train", "test" or "predict".
     """
+    if purpose == "predict" and model.built:
+        return
+    own_train_step = step or (
+        type(model).train_step if own_step.overrides(model, "train_step") else None
+    )
+    optimizer = getattr(model, "optimizer", None)
     with strategy.scope():
-        if not model.built or (model.compiled and not _metrics_are_built(model)):
-            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(_zeros(data.element_spec))
-            y_pred = model(x, training=False)
-            if model.compiled and y is not None and not step_lib.overrides(model, "train_step"):
-                model.compute_loss(x, y, y_pred, sample_weight, training=False)
-                model.compute_metrics(x, y, y_pred, sample_weight)
-                model.reset_metrics()
-        optimizer = getattr(model, "optimizer", None)
-        if optimizer is not None and not optimizer.built:
+        if _is_built(model, own_train_step if purpose == "train" else None):
+            return
+        with tf.__internal__.FuncGraph("build").as_default(), _optimizers_only_build():
+            example = tf.nest.map_structure(_placeholder, spec)
+            replica = tf.distribute.ReplicaContext(strategy, _first_local_replica(strategy))
+            with replica, tf.device(strategy.extended.worker_devices[0]):
+                if purpose != "train" or own_train_step is None:
+                    _trace_compiled(model, example, purpose)
+                else:
+                    own_train_step(model, example)
+        if purpose == "train" and optimizer is not None and not optimizer.built:
             _build_optimizer(optimizer, model.trainable_variables)
-        for other in optimizers_of(model):
-            if not other.built and strategy.num_replicas_in_sync > 1:
-                raise ValueError(
-                    "A second optimizer must be built before a step under several replicas. "
-                    f"Received: {type(other).__name__}, not built. Call its build(variables) in "
-                    "the scope of the strategy."
-                )
+        if purpose == "train" and own_train_step is not None:
+            _traced.add(model)
+
+
+_traced = weakref.WeakSet()  # models whose own step has made its variables
+
+
+def _is_built(model, own_train_step):
+    """Whether all variables exist."""
+    if own_train_step is not None:
+        return model in _traced and all(o.built for o in optimizers_of(model))
+    optimizer = getattr(model, "optimizer", None)
+    metrics_are_built = all(getattr(metric, "built", True) for metric in model.metrics)
+    return model.built and metrics_are_built and (optimizer is None or optimizer.built)
+
+
+def _trace_compiled(model, example, purpose):
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(example)
+    y_pred = step_lib.call(model, x, training=True)
+    if purpose == "predict" or not model.compiled:
+        return
+    if y is not None or model.losses or own_step.overrides(model, "compute_loss"):
+        model.compute_loss(x, y, y_pred, sample_weight, training=True)
+    model.compute_metrics(x, y, y_pred, sample_weight)
+
+
+@contextlib.contextmanager
+def _optimizers_only_build():
+    """Inside, applying gradients makes an optimizer's variables and changes nothing."""
+
+    def build_only(self, gradients, trainable_variables=None):
+        if not self.built:
+            _build_optimizer(self, list(trainable_variables))
+
+    classes = (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer)
+    before = [kind.apply for kind in classes]
+    for kind in classes:
+        kind.apply = build_only
+    try:
+        yield
+    finally:
+        for kind, apply in zip(classes, before, strict=True):
+            kind.apply = apply
+
+
+def _first_local_replica(strategy):
+    shard = shard_of(strategy)
+    return shard.worker * shard.replicas_per_worker
+
+
+def _placeholder(spec):
+    """A tensor of a spec that has no value yet."""
+    if isinstance(spec, tf.RaggedTensorSpec):
+        inner = spec.shape[spec.ragged_rank + 1 :]
+        return tf.compat.v1.ragged.placeholder(spec.dtype, spec.ragged_rank, inner)
+    if isinstance(spec, tf.SparseTensorSpec):
+        return tf.compat.v1.sparse_placeholder(spec.dtype, spec.shape)
+    return tf.compat.v1.placeholder(spec.dtype, spec.shape)
 
 
 def _build_optimizer(optimizer, variables):
@@ -102,15 +159,3 @@ def _layers(layer):
     for inner in getattr(layer, "layers", []):
         yield inner
         yield from _layers(inner)
-
-
-def _metrics_are_built(model):
-    return all(getattr(metric, "built", True) for metric in model.metrics)
-
-
-def _zeros(element_spec):
-    """One example of zeros."""
-    return tf.nest.map_structure(
-        lambda spec: tf.zeros([1, *(size or 1 for size in spec.shape[1:])], spec.dtype),
-        element_spec,
-    )

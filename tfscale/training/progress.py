@@ -65,6 +65,11 @@ class Progress:
             self.examples_per_second = examples / seconds
         self.is_traced = True
 
+    def advance_to(self, position):
+        """Go to a position of this epoch whose steps another life took."""
+        self.position += position
+        self.step += position
+
     def begin_next_epoch(self):
         """Go to the first position of the next epoch."""
         self.epoch += 1

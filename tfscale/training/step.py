@@ -4,7 +4,6 @@ The functions here run inside `strategy.run`, while TensorFlow traces them into 
 A step is written as for one device; `reduction.replica_share` makes it one of many.
 """
 
-import contextlib
 import dataclasses
 import functools
 import inspect
@@ -12,6 +11,8 @@ import inspect
 import keras
 import tensorflow as tf
 
+from tfscale.data import rows as rows_lib
+from tfscale.training import own_step
 from tfscale.training import reduction as reduction_lib
 
 
@@ -34,7 +35,7 @@ def cut_share(worker_share, global_count, replicas_per_worker, reduction=None):
     if num_replicas == 1:
         return worker_share, reduction_lib.Share(global_count, global_count, global_count, 1)
     replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
-    worker_rows = tf.shape(tf.nest.flatten(worker_share)[0])[0]
+    worker_rows = rows_lib.count_rows(worker_share)
     local = replica % replicas_per_worker
     begin = _first_position(local, worker_rows, replicas_per_worker)
     rows = _first_position(local + 1, worker_rows, replicas_per_worker) - begin
@@ -52,7 +53,7 @@ def cut_share(worker_share, global_count, replicas_per_worker, reduction=None):
         return worker_share, share
     # On the host, so that only this replica's examples travel to its device.
     with tf.device("/device:CPU:0"):
-        part = tf.nest.map_structure(lambda t: t[begin : begin + rows], worker_share)
+        part = rows_lib.slice_rows(worker_share, begin, rows)
     return part, share
 
 
@@ -60,16 +61,6 @@ def _first_position(share, num_examples, num_shares):
     """Where a share begins when shares that differ by at most one stand in a row."""
     quotient, rest = num_examples // num_shares, num_examples % num_shares
     return share * quotient + tf.minimum(share, rest)
-
-
-@contextlib.contextmanager
-def _one_of_many(share):
-    """Inside, what one device would compute is what one replica of many computes."""
-    if share.num_replicas == 1:
-        yield
-    else:
-        with reduction_lib.replica_share(share):
-            yield
 
 
 def train_replica(model, data, share, jit_compile=False):
@@ -87,7 +78,7 @@ def train_replica(model, data, share, jit_compile=False):
 
     def forward_backward():
         with tf.GradientTape() as tape:
-            y_pred = model(x, training=True)
+            y_pred = call(model, x, training=True)
             loss = model.compute_loss(x, y, y_pred, sample_weight, training=True)
             weighted = loss if share.num_replicas == 1 else loss * share.weight(loss.dtype)
             scaled = optimizer.scale_loss(weighted)
@@ -95,17 +86,24 @@ def train_replica(model, data, share, jit_compile=False):
 
     if jit_compile:
         forward_backward = tf.function(forward_backward, jit_compile=True, autograph=False)
-    with _one_of_many(dataclasses.replace(share, loss_is_weighted=True)):
+    with reduction_lib.replica_share(dataclasses.replace(share, loss_is_weighted=True)):
         gradients, loss, y_pred = forward_backward()
         optimizer.apply(gradients, model.trainable_variables)
         _track(model, loss, share, x, y, y_pred, sample_weight)
 
 
+def call(model, x, training):
+    """Return the model's outputs; its `call` need not have a `training` argument."""
+    if "training" in inspect.signature(model.call).parameters:
+        return model(x, training=training)
+    return model(x)
+
+
 def test_replica(model, data, share):
     """Score one replica's share: update the model's loss and metrics, change no weight."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    with _one_of_many(share):
-        y_pred = model(x, training=False)
+    with reduction_lib.replica_share(share):
+        y_pred = call(model, x, training=False)
         loss = model.compute_loss(x, y, y_pred, sample_weight, training=False)
         _track(model, loss, share, x, y, y_pred, sample_weight)
 
@@ -117,37 +115,14 @@ def predict_replica(model, data, share):
         A nested structure of tensors, the outputs of replica 0 first.
     """
     x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-    outputs = share.count(model(x, training=False))
+    if own_step.overrides(model, "predict_step"):
+        outputs = share.count(model.predict_step(data))
+    else:
+        outputs = share.count(call(model, x, training=False))
     if share.num_replicas == 1:
         return outputs
     context = tf.distribute.get_replica_context()
     return tf.nest.map_structure(lambda t: context.all_gather(t, axis=0), outputs)
-
-
-def own_step_replica(step, model, data, share):
-    """Take a step of the user's own: `step(model, data)`, which updates weights itself.
-
-    Args:
-        step: a function of the model and this replica's data, written as for one device.
-        model: handed to `step`.
-        data: a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
-        share: the `reduction.Share` of this replica.
-
-    Returns:
-        A dict of what the step reports, each value a scalar times this replica's weight, so that
-        the sum over replicas is the mean over the global batch. A step that returns a scalar
-        reports it as the loss.
-    """
-    with _one_of_many(share):
-        report = step(model, data)
-    if report is None:
-        return {}
-    if not isinstance(report, dict):
-        report = {"loss": report}
-    weight = share.weight()
-    return {
-        name: tf.reduce_mean(tf.cast(value, tf.float32)) * weight for name, value in report.items()
-    }
 
 
 def train_function(model, step=None, jit_compile=False):
@@ -160,14 +135,9 @@ def train_function(model, step=None, jit_compile=False):
             forward and backward pass.
     """
     if step is not None:
-        # As inside any `tf.function`, a Python `if` of the user's may depend on a tensor.
-        if inspect.isfunction(step) and step.__name__ != "<lambda>":
-            with contextlib.suppress(OSError):  # no source, as in a shell: it stays as it is
-                inspect.getsource(step)
-                step = tf.autograph.to_graph(step)
-        return functools.partial(own_step_replica, step, model)
-    if overrides(model, "train_step"):
-        return functools.partial(own_step_replica, _untracked(type(model).train_step), model)
+        return own_step.OwnStep(model, own_step.as_graph(step), shows_updated=True)
+    if own_step.overrides(model, "train_step"):
+        return own_step.OwnStep(model, type(model).train_step)
 
     if jit_compile and model.distribute_strategy.num_replicas_in_sync == 1:
         # Without a reduction in it, the whole step compiles: a quarter less time a step.
@@ -193,39 +163,14 @@ def _train_alone(model, data, count):
 
 def test_function(model):
     """Return what one replica does to score: `(data, share) -> dict of weighted reports`."""
-    if not overrides(model, "test_step"):
+    if own_step.overrides(model, "test_step"):
+        return own_step.OwnStep(model, type(model).test_step)
 
-        def test(data, share):
-            test_replica(model, data, share)
-            return {}
+    def test(data, share):
+        test_replica(model, data, share)
+        return {}
 
-        return test
-    return functools.partial(own_step_replica, _untracked(type(model).test_step), model)
-
-
-def _untracked(method):
-    """A model's own step that reports what no metric of the model holds.
-
-    A metric is read once, over all replicas; what the step returns of it is one replica's.
-    """
-
-    def step(model, data):
-        names = set(model.get_metrics_result())
-        tracker = next((m for m in model.metrics if m.name == "loss"), None)
-        with reduction_lib.noted_means() as updated:
-            logs = method(model, data)
-        if tracker is not None and id(tracker) not in updated:
-            names.discard("loss")  # a loss that is returned and tracked nowhere
-        if not isinstance(logs, dict):
-            return logs
-        return {name: value for name, value in logs.items() if name not in names}
-
-    return step
-
-
-def overrides(model, method):
-    """Say whether a model brings a step of its own, such as `train_step`."""
-    return getattr(type(model), method) is not getattr(keras.Model, method)
+    return test
 
 
 def _track(model, loss, share, x, y, y_pred, sample_weight):

@@ -1,0 +1,248 @@
+"""The repair of `keras.Model.fit`: Keras' own methods, led to tfscale's loop under replicas.
+
+Owns which methods are replaced, for which versions of Keras, and what their arguments mean here.
+Where no strategy is in use Keras' own code runs, untouched. The step, the reduction and the loop
+are those of `Trainer`.
+"""
+
+import functools
+import inspect
+import weakref
+
+import keras
+import tensorflow as tf
+
+from tfscale.training import callbacks as callbacks_lib
+from tfscale.training import fit_run, keras_data, loop, pace, saving
+from tfscale.training import reduction as reduction_lib
+
+SUPPORTED_KERAS = ("3.13", "3.14", "3.15")
+METHODS = ("fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "predict_on_batch")
+
+_keras_methods = {}
+_loops = weakref.WeakKeyDictionary()  # of each model that came through this door
+
+
+def enable_keras_fit():
+    """Make `keras.Model.fit` and its kin work, and right, on several replicas and workers.
+
+    Call it once, before `fit`. From then on `fit`, `evaluate`, `predict`, `train_on_batch`,
+    `test_on_batch` and `predict_on_batch` of models made under a `MirroredStrategy` or a
+    `MultiWorkerMirroredStrategy` give the numbers of one device: gradients are summed before
+    they are clipped, uneven shares are weighed by count, dropout differs between replicas,
+    gradients are accumulated, moving statistics are averaged before they are scored or saved;
+    callbacks that write do so on the chief alone. Models without a strategy are not touched.
+
+    Raises:
+        RuntimeError: if the version of Keras is not one that this was tested with.
+    """
+    _check_version(keras.__version__)
+    if _keras_methods:
+        return
+    for name in METHODS:
+        own = getattr(keras.Model, name)
+        _keras_methods[name] = own
+        setattr(keras.Model, name, _replaced(name, own))
+    saving.install()
+
+
+def disable_keras_fit():
+    """Give `keras.Model` its own methods back; does nothing where they are in place."""
+    for name, own in _keras_methods.items():
+        setattr(keras.Model, name, own)
+    _keras_methods.clear()
+    saving.uninstall()
+
+
+def _check_version(version):
+    if ".".join(version.split(".")[:2]) not in SUPPORTED_KERAS:
+        raise RuntimeError(
+            "enable_keras_fit() replaces methods of Keras "
+            f"{', '.join(SUPPORTED_KERAS)}. Received: Keras {version}. Install one of these, "
+            "for example with: pip install 'keras=="
+            f"{SUPPORTED_KERAS[-1]}.*', or train with tfscale.Trainer."
+        )
+
+
+def _replaced(name, own):
+    """A method of `keras.Model` that is ours under a strategy and Keras' own elsewhere."""
+    ours = globals()[f"_{name}"]
+    signature = inspect.signature(own)
+
+    @functools.wraps(own)
+    def method(self, *args, **kwargs):
+        if not _is_distributed(self):
+            return own(self, *args, **kwargs)
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        arguments.pop(next(iter(arguments)))
+        extra = arguments.pop("kwargs", {})
+        if extra:
+            raise ValueError(f"Arguments not recognized: {extra}")
+        return ours(self, **arguments)
+
+    return method
+
+
+def _is_distributed(model):
+    """Whether a model was made under a strategy with replicas or workers."""
+    strategy = model.distribute_strategy
+    return strategy.num_replicas_in_sync > 1 or isinstance(
+        strategy, tf.distribute.MultiWorkerMirroredStrategy
+    )
+
+
+def _loop_of(model):
+    """The model's loop, which keeps its graphs from call to call."""
+    found = _loops.get(model)
+    if found is None or found.strategy is not model.distribute_strategy:
+        found = loop.Loop(model, reduction=reduction_lib.build_reduction("mean"), reports_last=True)
+        _loops[model] = found
+    return found
+
+
+def _fit(
+    model,
+    x,
+    y,
+    batch_size,
+    epochs,
+    verbose,
+    callbacks,
+    validation_split,
+    validation_data,
+    shuffle,
+    class_weight,
+    sample_weight,
+    initial_epoch,
+    steps_per_epoch,
+    validation_steps,
+    validation_batch_size,
+    validation_freq,
+):
+    """`keras.Model.fit` under a strategy."""
+    model._assert_compile_called("fit")
+    model._should_eval(0, validation_freq)  # refuses what is neither a number nor a list
+    limit = keras.config.max_epochs()
+    epochs = min(epochs, limit) if limit else epochs
+    if validation_split and validation_data is None:
+        (x, y, sample_weight), validation_data = keras_data.split_validation(
+            x, y, sample_weight, validation_split
+        )
+    data = keras_data.training_batches(
+        x,
+        y,
+        sample_weight,
+        batch_size=batch_size,
+        steps_per_epoch=steps_per_epoch,
+        shuffle=shuffle,
+        class_weight=class_weight,
+    )
+    validation = None
+    if validation_data is not None:
+        validation = keras_data.scoring_batches(
+            *keras.utils.unpack_x_y_sample_weight(validation_data),
+            batch_size=validation_batch_size or batch_size,
+            steps=validation_steps,
+        )
+    own = _loop_of(model)
+    own.prepare(data.element_spec, "train")
+    watched = callbacks_lib.watches_batches(callbacks)
+    run = fit_run.FitRun(
+        data=data,
+        epochs=epochs,
+        pace=pace.Pace(model.steps_per_execution if watched else None),
+        first_epoch=initial_epoch,
+        validation=validation,
+        validation_freq=validation_freq,
+        test_steps=_test_steps(model, callbacks, verbose=0),
+        is_watched=watched,
+    )
+    run.callbacks = _callback_list(own, callbacks, verbose, epochs, data.steps_in(0), history=True)
+    own.progress.start(initial_epoch, data.first_step(initial_epoch) or 0)
+    if own.is_chief and verbose and own.shard.num_workers > 1:
+        print(keras_data.describe(data, own.shard), flush=True)
+    return own.fit(run)
+
+
+def _evaluate(model, x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict):
+    """`keras.Model.evaluate` under a strategy."""
+    model._assert_compile_called("evaluate")
+    data = keras_data.scoring_batches(x, y, sample_weight, batch_size=batch_size, steps=steps)
+    own = _loop_of(model)
+    own.prepare(data.element_spec, "test")
+    own.average_statistics()
+    called = _callback_list(own, callbacks, verbose, 1, data.steps_in(0))
+    with own.strategy.scope():
+        logs = own.evaluate(data, called, _test_steps(model, callbacks, verbose))
+    return logs if return_dict else model._flatten_metrics_in_order(logs)
+
+
+def _predict(model, x, batch_size, verbose, steps, callbacks):
+    """`keras.Model.predict` under a strategy."""
+    data = keras_data.scoring_batches(
+        x, None, None, batch_size=batch_size, steps=steps, reset=False
+    )
+    own = _loop_of(model)
+    own.prepare(data.element_spec, "predict")
+    own.average_statistics()
+    called = _callback_list(own, callbacks, verbose, 1, data.steps_in(0))
+    with own.strategy.scope():
+        return own.predict(data, called)
+
+
+def _train_on_batch(model, x, y, sample_weight, class_weight, return_dict):
+    """`keras.Model.train_on_batch` under a strategy; every worker gives the same global batch."""
+    model._assert_compile_called("train_on_batch")
+    return _on_batch(model, x, y, sample_weight, class_weight, return_dict, training=True)
+
+
+def _test_on_batch(model, x, y, sample_weight, return_dict):
+    """`keras.Model.test_on_batch` under a strategy; every worker gives the same global batch."""
+    model._assert_compile_called("test_on_batch")
+    return _on_batch(model, x, y, sample_weight, None, return_dict, training=False)
+
+
+def _on_batch(model, x, y, sample_weight, class_weight, return_dict, training):
+    own = _loop_of(model)
+    batch = keras_data.one_batch(x, y, sample_weight, class_weight)
+    own.prepare(batch.element_spec, "train" if training else "test")
+    with own.strategy.scope():
+        logs = own.step_on_batch(*batch.element(own.shard), training)
+    return logs if return_dict else model._flatten_metrics_in_order(logs)
+
+
+def _predict_on_batch(model, x):
+    """`keras.Model.predict_on_batch` under a strategy."""
+    own = _loop_of(model)
+    batch = keras_data.one_batch(x)
+    own.prepare(batch.element_spec, "predict")
+    with own.strategy.scope():
+        return own.predict_on_batch(*batch.element(own.shard))
+
+
+def _test_steps(model, callbacks, verbose):
+    """Batches between two calls of the callbacks while scoring; None where nobody looks.
+
+    The same on all workers, though the chief alone shows a bar.
+    """
+    if callbacks_lib.watches_batches(callbacks, "test"):
+        return model.steps_per_execution
+    return None if verbose in (0, 2) else max(model.steps_per_execution, 16)
+
+
+def _callback_list(own, callbacks, verbose, epochs, steps, history=False):
+    """Keras' list of callbacks, with a bar on the chief."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    verbose = verbose if own.is_chief else 0
+    return keras.callbacks.CallbackList(
+        callbacks_lib.prepare(callbacks, own.strategy, own.is_chief),
+        add_history=history,
+        add_progbar=verbose != 0,
+        verbose=verbose,
+        epochs=epochs,
+        steps=steps,
+        model=own.model,
+    )

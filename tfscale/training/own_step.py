@@ -1,0 +1,150 @@
+"""A step of the user's own: what it returns becomes what a run reports.
+
+A model's own `train_step` or a function `step(model, data)` returns numbers by name. Those that
+are a metric's result are read once, over all replicas; any other is one replica's number, and
+the mean over the global batch is reported. Which is which is seen while the step is traced.
+"""
+
+import contextlib
+import inspect
+
+import keras
+import tensorflow as tf
+
+from tfscale.training import reduction as reduction_lib
+
+
+class OwnStep:
+    """A step of the user's own on one replica: `(data, share) -> numbers to sum`.
+
+    Args:
+        model: the `keras.Model` it is called with.
+        step: `step(model, data)`, written as for one device; it updates weights itself.
+        shows_updated: report metrics that the step updates and does not return, too.
+    """
+
+    def __init__(self, model, step, shows_updated=False):
+        self._model, self._step, self._shows_updated = model, step, shows_updated
+        self._names, self._results, self._updated = [], {}, {}
+        self._sources = {}  # of each returned number: a metric, a metric's name, or None
+
+    def __call__(self, data, share):
+        """Take the step.
+
+        Args:
+            data: a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
+            share: the `reduction.Share` of this replica.
+
+        Returns:
+            A dict of scalars, each times this replica's weight, so that the sum over replicas is
+            the mean over the global batch. Numbers that a metric holds are not in it.
+        """
+        with reduction_lib.noted_means() as means, reduction_lib.replica_share(share):
+            report = self._step(self._model, data)
+        report = _flat(report)
+        held = self._held(means) == set(report)
+        self._names, self._sources = list(report), {}
+        for name, value in report.items():
+            metric = self._results.get(id(value), (None,))[0]
+            self._sources[name] = name if held and metric is None else metric
+        return {
+            name: tf.reduce_mean(tf.cast(value, tf.float32)) * share.weight()
+            for name, value in report.items()
+            if self._sources[name] is None
+        }
+
+    def _held(self, means):
+        """Names of the model's metrics, without a loss that is tracked nowhere."""
+        if not all(getattr(metric, "built", True) for metric in self._model.metrics):
+            return set()  # compiled metrics that the step does not use
+        names = set(self._model.get_metrics_result())
+        tracker = next((m for m in self._model.metrics if m.name == "loss"), None)
+        if tracker is not None and id(tracker) not in means:
+            names.discard("loss")
+        return names
+
+    @contextlib.contextmanager
+    def watched(self):
+        """Inside, while a step is traced on all replicas, see which numbers are metrics'."""
+        leaves = [leaf for metric in self._model.metrics for leaf in _leaves(metric)]
+        for metric in leaves:
+            metric.result = self._noting_results(metric, metric.result)
+            metric.update_state = self._noting_updates(metric, metric.update_state)
+        try:
+            yield
+        finally:
+            for metric in leaves:
+                del metric.result, metric.update_state
+            self._results = {}
+
+    def _noting_results(self, metric, method):
+        def result(*args, **kwargs):
+            value = method(*args, **kwargs)
+            self._results[id(value)] = (metric, value)  # the value is kept, so its id stays its
+            return value
+
+        return result
+
+    def _noting_updates(self, metric, method):
+        def update_state(*args, **kwargs):
+            self._updated[id(metric)] = metric
+            return method(*args, **kwargs)
+
+        return update_state
+
+    def metrics(self):
+        """Return the numbers that metrics hold, by the step's names, over all replicas.
+
+        Called in the graph, outside of the replicas, after the step has been traced.
+        """
+        names = {source for source in self._sources.values() if isinstance(source, str)}
+        shown = [m for m in self._updated.values() if self._shows_updated]
+        by_name = self._model.get_metrics_result() if names or shown else {}
+        found = {}
+        for name in self._names:
+            source = self._sources[name]
+            if isinstance(source, str):
+                found[name] = by_name[source]
+            elif source is not None:
+                found[name] = source.result()
+        for metric in shown:
+            if metric.name in by_name:
+                found.setdefault(metric.name, by_name[metric.name])
+        return found
+
+    def in_order(self, logs):
+        """Return numbers by name in the order in which the step returned them."""
+        first = {name: logs[name] for name in self._names if name in logs}
+        return {**first, **logs}
+
+
+def _flat(report):
+    """What a step returned as a dict of numbers; a number alone is the loss."""
+    if report is None:
+        return {}
+    if not isinstance(report, dict):
+        return {"loss": report}
+    found = {}
+    for name, value in report.items():
+        found.update(_flat(value) if isinstance(value, dict) else {name: value})
+    return found
+
+
+def _leaves(metric):
+    """A metric, or those it is made of, as the compiled ones are."""
+    inner = getattr(metric, "metrics", None)
+    return [leaf for m in inner for leaf in _leaves(m)] if inner else [metric]
+
+
+def overrides(model, method):
+    """Say whether a model brings a step of its own, such as `train_step`."""
+    return getattr(type(model), method) is not getattr(keras.Model, method)
+
+
+def as_graph(step):
+    """Return a function in which a Python `if` may depend on a tensor, as in a `tf.function`."""
+    if inspect.isfunction(step) and step.__name__ != "<lambda>":
+        with contextlib.suppress(OSError):  # no source, as in a shell: it stays as it is
+            inspect.getsource(step)
+            return tf.autograph.to_graph(step)
+    return step
