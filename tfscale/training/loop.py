@@ -17,7 +17,7 @@ from tfscale.data import elements
 from tfscale.strategy import shard_of
 from tfscale.training import callbacks as callbacks_lib
 from tfscale.training import checkpoint as checkpoint_lib
-from tfscale.training import fit_run, pace, prepare, progress, saving, state
+from tfscale.training import fit_run, own_step, pace, prepare, progress, saving, state
 from tfscale.training import functions as functions_lib
 from tfscale.training import step as step_lib
 
@@ -40,7 +40,8 @@ class Loop:
         self.is_chief = self.shard.worker == 0
         self.progress = progress.Progress()
         self.reduction = reduction
-        self._step, self._jit_compile, self._reports_last = step, jit_compile, reports_last
+        self._step = None if step is None else own_step.as_graph(step)
+        self._jit_compile, self._reports_last = jit_compile, reports_last
         self._functions, self._parts = None, []
 
     def prepare(self, spec, purpose):

@@ -135,7 +135,7 @@ def train_function(model, step=None, jit_compile=False):
             forward and backward pass.
     """
     if step is not None:
-        return own_step.OwnStep(model, own_step.as_graph(step), shows_updated=True)
+        return own_step.OwnStep(model, step, shows_updated=True)
     if own_step.overrides(model, "train_step"):
         return own_step.OwnStep(model, type(model).train_step)
 
