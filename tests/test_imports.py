@@ -21,11 +21,11 @@ ROOMS = (
     {"strategy", "testing"},
     {"data", "models", "optimizers", "monitor"},
     {"training", "parallel", "search"},
-    {"config_files"},
+    {"config_files", "lending"},
     {"command_line", "run_folder"},
     {"experiment"},
     {"scoring"},
-    {*COMMANDS, "__main__"},
+    {*COMMANDS, "run_script", "__main__"},
 )
 # Within one line of ROOMS, besides a room and itself.
 NEIGHBOURS = {("fit", "evaluate")}

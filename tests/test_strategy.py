@@ -1,6 +1,8 @@
 """From a name and a cluster to a strategy: what is made, and what is refused."""
 
 import functools
+import json
+import os
 import random
 import socket
 
@@ -106,6 +108,17 @@ def test_alone_a_sum_over_workers_is_the_number_itself():
     assert strategy_lib.sum_over_workers(make_strategy("onedevice"), [3, 0]) == [3, 0]
 
 
+def test_a_process_alone_is_chief(monkeypatch):
+    assert strategy_lib.is_chief()
+    cluster = {"chief": ["127.0.0.1:1"], "worker": ["127.0.0.1:2"], "evaluator": ["127.0.0.1:3"]}
+    chiefs = []
+    for kind in cluster:
+        config = {"cluster": cluster, "task": {"type": kind, "index": 0}}
+        monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+        chiefs.append(strategy_lib.is_chief())
+    assert chiefs == [True, False, False]
+
+
 def be_a_worker():
     """What each of two workers does; run by `run_workers`."""
     import random
@@ -134,6 +147,45 @@ def be_a_worker():
     )
 
 
+def be_a_chief_or_a_worker():
+    """A strategy that a script makes itself, in a cluster with a chief; TF_CONFIG is taken away."""
+    import json
+    import os
+
+    import tensorflow as tf
+
+    config = json.loads(os.environ["TF_CONFIG"])
+    chief, worker = config["cluster"]["worker"]
+    jobs = {"chief": [chief], "worker": [worker]}
+    kind = "worker" if config["task"]["index"] else "chief"
+    config = {"cluster": jobs, "task": {"type": kind, "index": 0}}
+    os.environ["TF_CONFIG"] = json.dumps(config)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    del os.environ["TF_CONFIG"]
+
+    from tfscale import strategy as strategy_lib
+    from tfscale.testing import collect
+
+    shard = strategy_lib.shard_of(strategy)
+    with strategy.scope():
+        is_chief = strategy_lib.is_chief()
+    collect(
+        shard=[shard.worker, shard.num_workers, shard.replicas_per_worker],
+        is_chief=is_chief,
+        sums=strategy_lib.sum_over_workers(strategy, [1]),
+    )
+    strategy_lib.wait_for_workers(strategy)
+
+
+@pytest.mark.workers
+@needs_no_gpu
+def test_place_in_a_strategy_of_the_scripts_own_is_that_it_was_made_with():
+    results = testing.run_workers(be_a_chief_or_a_worker, 2, timeout_seconds=90)
+    for rank, arrays in enumerate(result.arrays for result in results):
+        assert arrays["shard"].tolist() == [rank, 2, 1]
+        assert arrays["is_chief"] == (rank == 0) and arrays["sums"].tolist() == [2]
+
+
 @functools.cache
 def two_workers():
     return [result.arrays for result in testing.run_workers(be_a_worker, 2, timeout_seconds=90)]
@@ -148,8 +200,6 @@ class TestTwoWorkers:
             assert arrays["shard"].tolist() == [rank, 2, 1]
 
     def test_cores_are_divided(self):
-        import os
-
         expected = max(1, len(os.sched_getaffinity(0)) // 2)
         assert [int(arrays["threads"]) for arrays in two_workers()] == [expected] * 2
 

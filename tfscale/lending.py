@@ -24,11 +24,11 @@ def lend_to_script(strategy):
         strategy: a multi-worker strategy of `make_strategy`.
     """
     set_lent()
+    tf.distribute.experimental_set_strategy(strategy)
     _lend_multiworker(strategy)
     _lend_set_strategy(strategy)
     _warn_of_local_strategies(strategy)
     _refuse_other_strategies()
-    tf.distribute.experimental_set_strategy(strategy)
 
 
 def _lend_multiworker(strategy):

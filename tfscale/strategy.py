@@ -22,6 +22,9 @@ def make_strategy(
 ):
     """Make the strategy that a model is built and trained under.
 
+    In a script that `tfscale.launch` runs, "multiworker" and "auto" give the strategy of its
+    process, however often.
+
     Args:
         name: "onedevice"; "mirrored", replicas in this process; "multiworker", one process a
             worker, found through `TF_CONFIG` or Slurm's variables; "auto", multiworker in a
@@ -35,9 +38,6 @@ def make_strategy(
     Returns:
         A `tf.distribute.Strategy`.
 
-    In a script that `tfscale.launch` runs, "multiworker" and "auto" give the strategy of its
-    process, however often.
-
     Raises:
         ValueError: for an unknown name, more replicas than devices, a port in use, or a second
             multi-worker strategy in one process.
@@ -47,7 +47,8 @@ def make_strategy(
     cluster = cluster or environment.resolve()
     if name == "auto":
         many_gpus = len(find_gpus()) > 1
-        name = "multiworker" if cluster.workers else "mirrored" if many_gpus else "onedevice"
+        in_cluster = cluster.workers or _multiworker_here.get("lent")
+        name = "multiworker" if in_cluster else "mirrored" if many_gpus else "onedevice"
     if num_replicas and name != "mirrored":
         raise ValueError(
             "`num_replicas` belongs to strategy 'mirrored'. "

@@ -1,0 +1,3 @@
+"""A module beside the scripts, as users have them."""
+
+NAME = "neighbour"
