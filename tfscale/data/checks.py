@@ -26,8 +26,9 @@ def check_enough_replicas(global_batch_size, shard):
     """Raise ValueError if some replica could get no example of a full global batch."""
     if global_batch_size is not None and global_batch_size < shard.num_replicas:
         raise ValueError(
-            "`data.global_batch_size` must be at least the number of replicas. Received: "
-            f"global_batch_size={global_batch_size} with {shard.num_replicas} replicas. "
+            "A global batch (`data.global_batch_size`, in Keras `batch_size`) must be at least the "
+            f"number of replicas. Received: global_batch_size={global_batch_size} with "
+            f"{shard.num_replicas} replicas. "
             f"Use {shard.num_replicas} or more, or fewer workers."
         )
 
