@@ -11,12 +11,13 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup fit test lint format clean
+.PHONY: help setup fit test test-keras-versions lint format clean
 
 help:
 	@echo 'make setup    a virtual environment in .venv with all that is needed'
 	@echo 'make fit      train the default model on two local workers'
 	@echo 'make test     run the tests; ARGS="-m \"not workers\"" leaves out those with worker processes'
+	@echo 'make test-keras-versions   the tests of fit with Keras 3.13, 3.14 and 3.15, each in a .venv of its own'
 	@echo 'make lint     check style and types'
 	@echo 'make format   put the code into shape'
 	@echo 'make clean    remove .venv and caches; runs/ stays'
@@ -43,6 +44,21 @@ fit: setup
 test: setup
 	$(VENV)/bin/python -m pytest $(ARGS)
 
+# Each version of Keras that enable_keras_fit() supports, in an environment of its own.
+KERAS_VERSIONS ?= 3.13 3.14 3.15
+KERAS_TESTS := tests/training tests/test_launch.py tests/test_imports.py
+
+test-keras-versions:
+	@set -e; for version in $(KERAS_VERSIONS); do \
+		venv=$(VENV)-keras-$$version; \
+		echo "Keras $$version in $$venv"; \
+		test -x $$venv/bin/python || $(PYTHON) -m venv $$venv; \
+		grep -v '^keras==' constraints.txt > $$venv/constraints.txt; \
+		$$venv/bin/python -m pip install --quiet --constraint $$venv/constraints.txt \
+			--editable '.[dev]' "keras==$$version.*"; \
+		$$venv/bin/python -m pytest $(KERAS_TESTS) $(ARGS); \
+	done
+
 lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -53,5 +69,5 @@ format: setup
 	$(VENV)/bin/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-keras-* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find tfscale tests experiments -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -18,6 +18,7 @@ _HOMES = {
     "replica_share": "tfscale.training.distribute",
     "global_mean": "tfscale.training.distribute",
     "RunConfig": "tfscale.config",
+    "load_digits": "tfscale.data.digits_file",
 }
 __all__ = [
     "RunConfig",
@@ -27,6 +28,7 @@ __all__ = [
     "enable_keras_fit",
     "global_mean",
     "is_chief",
+    "load_digits",
     "make_strategy",
     "replica_share",
     "set_seed",
