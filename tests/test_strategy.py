@@ -126,9 +126,12 @@ def be_a_worker():
     import numpy as np
     import tensorflow as tf
 
+    from tfscale import lending
     from tfscale import strategy as strategy_lib
     from tfscale.testing import collect
 
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     strategy = strategy_lib.make_strategy(start_timeout_seconds=60)
     shard = strategy_lib.shard_of(strategy)
     try:
@@ -145,6 +148,17 @@ def be_a_worker():
         second=second,
         threads=tf.config.threading.get_intra_op_parallelism_threads(),
     )
+    lending.lend_to_script(strategy)
+
+    def mirrored_sum():
+        mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        add = lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.ones([3]))  # noqa: E731
+        return tf.function(lambda: mirrored.reduce("MEAN", mirrored.run(add), axis=None))()
+
+    alone = [mirrored_sum() for _ in range(2 + shard.worker)]
+    again = strategy_lib.make_strategy("multiworker") is strategy
+    collect(alone=alone, again=again, together=strategy_lib.sum_over_workers(strategy, [1]))
+    strategy_lib.wait_for_workers(strategy)
 
 
 def be_a_chief_or_a_worker():
@@ -213,3 +227,12 @@ class TestTwoWorkers:
     def test_second_multiworker_strategy_is_refused(self):
         for arrays in two_workers():
             assert "A process can have one multi-worker strategy" in str(arrays["second"])
+
+    def test_a_mirrored_strategy_beside_a_lent_one_reduces_within_its_worker(self):
+        """Each worker makes another number of them: their collectives must not meet."""
+        for rank, arrays in enumerate(two_workers()):
+            np.testing.assert_array_equal(arrays["alone"], np.full([2 + rank, 3], 2.0))
+
+    def test_a_lent_strategy_is_given_again(self):
+        for arrays in two_workers():
+            assert arrays["again"] and arrays["together"].tolist() == [2]
