@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tfscale.config import DataConfig
-from tfscale.data import digits, folder, load, shards, tfds_source
+from tfscale.data import digits, digits_file, folder, load, shards, tfds_source
 
 RANDOM = np.random.RandomState(0)
 
@@ -30,7 +30,7 @@ def test_digits_are_the_embedded_file_shuffled_and_split(sharded_digits):
     assert (splits.num_classes, splits.input_shape) == (10, (8, 8, 1))
     train, test = whole(splits.train), whole(splits.test())
     assert (len(train[0]), len(test[0])) == (1437, 360)
-    with gzip.open(digits._FILE, "rt") as lines:
+    with gzip.open(digits_file._FILE, "rt") as lines:
         rows = np.loadtxt(lines, delimiter=",")
     found = np.concatenate(
         [np.concatenate([t[0].reshape(-1, 64) * 16, t[1][:, None]], 1) for t in (train, test)]

@@ -159,7 +159,7 @@ def _fit(
         test_steps=_test_steps(model, callbacks, verbose=0),
         is_watched=watched,
     )
-    run.callbacks = _callback_list(own, callbacks, verbose, epochs, data.steps_in(0), history=True)
+    run.callbacks = _callback_list(own, callbacks, verbose, epochs, data.steps_per_epoch, history=True)
     own.progress.start(initial_epoch, data.first_step(initial_epoch) or 0)
     if own.is_chief and verbose and own.shard.num_workers > 1:
         print(keras_data.describe(data, own.shard), flush=True)
@@ -173,7 +173,7 @@ def _evaluate(model, x, y, batch_size, verbose, sample_weight, steps, callbacks,
     own = _loop_of(model)
     own.prepare(data.element_spec, "test")
     own.average_statistics()
-    called = _callback_list(own, callbacks, verbose, 1, data.steps_in(0))
+    called = _callback_list(own, callbacks, verbose, 1, data.steps_per_epoch)
     with own.strategy.scope():
         logs = own.evaluate(data, called, _test_steps(model, callbacks, verbose))
     return logs if return_dict else model._flatten_metrics_in_order(logs)
@@ -187,7 +187,7 @@ def _predict(model, x, batch_size, verbose, steps, callbacks):
     own = _loop_of(model)
     own.prepare(data.element_spec, "predict")
     own.average_statistics()
-    called = _callback_list(own, callbacks, verbose, 1, data.steps_in(0))
+    called = _callback_list(own, callbacks, verbose, 1, data.steps_per_epoch)
     with own.strategy.scope():
         return own.predict(data, called)
 

@@ -284,6 +284,7 @@ class Loop:
             callbacks.on_predict_batch_end(position, {"outputs": parts[-1]})
             if self.model.stop_predicting:
                 break
+        data.end_epoch()
         callbacks.on_predict_end()
         return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
 

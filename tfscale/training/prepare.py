@@ -116,7 +116,9 @@ def _first_local_replica(strategy):
 
 
 def _placeholder(spec):
-    """A tensor of a spec that has no value yet."""
+    """A tensor of a spec that has no value yet; None for a part that is absent."""
+    if spec is None:
+        return None
     if isinstance(spec, tf.RaggedTensorSpec):
         inner = spec.shape[spec.ragged_rank + 1 :]
         return tf.compat.v1.ragged.placeholder(spec.dtype, spec.ragged_rank, inner)
