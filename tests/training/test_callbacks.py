@@ -25,7 +25,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("callbacks")
     temporary = tmp_path_factory.mktemp("temporary")
     environ = {"TMPDIR": str(temporary)}
-    results = testing.run_workers(WORKER, 2, args=[folder], timeout_seconds=110, environ=environ)
+    results = testing.run_workers(WORKER, 2, args=[folder], timeout_seconds=200, environ=environ)
     return folder, temporary, [result.arrays for result in results], results
 
 
@@ -94,7 +94,7 @@ class TestFiles:
         assert {("epoch_loss", epoch) for epoch in range(3)} <= drawn
         assert any(tag.endswith("moving_variance/histogram") for tag, _ in drawn)
         curves = scalars(folder / "worker-0" / "curves")
-        assert ("batch_loss", 4) in curves and ("batch_loss", 5) not in curves
+        assert {("batch_loss", 4), ("epoch_loss", 1)} <= curves
         assert list((folder / "worker-0" / "curves").rglob("*.xplane.pb"))
         assert [str(a["log_dir"]) for a in arrays] == ["drawn", "drawn"]
 

@@ -337,7 +337,6 @@ class _BackupAndRestore(_Averaging, keras.callbacks.BackupAndRestore):
                 group = file.get("tfscale", {})
                 if group:
                     self.restored = tuple(int(group.attrs[n]) for n in ("epoch", "position"))
-                    self.model._initial_epoch = self.restored[0]
                 _restore_lacking(self.model, group)
         if self.restored:
             self._current_epoch, position = self.restored
