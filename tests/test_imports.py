@@ -33,7 +33,6 @@ PRIVATE_NAMES_LIVE_IN = (
     "strategy",
     "training/reduction",
     "training/accumulation",
-    "training/callbacks",
     "training/keras_data",
     "training/keras_fit",
 )
