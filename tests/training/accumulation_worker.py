@@ -37,8 +37,9 @@ def convnet(constraint=None):
 
 
 def linear():
-    """What a huge example makes infinite: no activation bounds it."""
-    return keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(5)])
+    """What a huge example makes infinite: weights of one sign, and no activation."""
+    outputs = layers.Dense(5, kernel_initializer="ones")
+    return keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), outputs])
 
 
 class TwoOptimizers(keras.Model):
@@ -138,8 +139,9 @@ def _divided():
 
 _case = functools.partial(functools.partial, train)
 _max_norm = functools.partial(convnet, constraint=keras.constraints.MaxNorm(0.5))
-# The huge example is the first of the third batch, in the share of the first replica only.
-_infinite = functools.partial(_case, model=linear, data=functools.partial(images, huge_example=64))
+# The huge example is in the third batch. Odd positions are the second replica's, while it is the
+# first replica that Keras asks.
+_infinite = functools.partial(_case, model=linear, data=functools.partial(images, huge_example=91))
 
 # 20 steps: 2 and 4 divide an epoch, 3 does neither divide an epoch nor the run.
 CASES = {

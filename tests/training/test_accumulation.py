@@ -39,6 +39,7 @@ def check_equal(arrays, reference, case):
     assert arrays.keys() == reference.keys()
     tolerance = 3e-3 if "float16" in case else 1e-5
     for name, expected in reference.items():
+        assert name == "curve" or np.isfinite(expected).all()
         np.testing.assert_allclose(arrays[name], expected, rtol=0, atol=tolerance, err_msg=name)
 
 
@@ -172,7 +173,7 @@ def test_an_infinite_gradient_on_one_replica_is_skipped_by_all():
         inner = keras.optimizers.SGD(0.1, momentum=0.9)
         return keras.optimizers.LossScaleOptimizer(inner, initial_scale=8.0)
 
-    data = functools.partial(cases.images, 64, huge_example=0)
+    data = functools.partial(cases.images, 64, huge_example=31)
     outcomes = {}
     for name, strategy in (
         ("keras", tf.distribute.get_strategy()),
@@ -186,4 +187,3 @@ def test_an_infinite_gradient_on_one_replica_is_skipped_by_all():
     check_equal(outcomes["replicas"], outcomes["keras"], "scaled")
     scale = [v for v in outcomes["replicas"].values() if v.shape == () and v == 2.0]
     assert len(scale) >= 1  # halved in each of two epochs
-    assert all(np.isfinite(v).all() for k, v in outcomes["replicas"].items() if k != "curve")
