@@ -17,7 +17,7 @@ def numbered(num_examples, **arguments):
 def shares(made, shard, num_steps, start_step=0):
     dataset = made.dataset(shard, start_step).take(num_steps)
     found = (batches.with_count(element) for element in dataset)
-    return [(share[0].numpy().tolist(), int(count)) for share, count in found]
+    return [(share.numpy().tolist(), int(count)) for share, count in found]
 
 
 def global_batches(made, workers, replicas, num_steps):
@@ -98,7 +98,7 @@ def test_starting_at_a_step_equals_skipping(start):
     made = numbered(29, global_batch_size=10, shuffle=True, shard_policy="random")
     shard = shards.Shard(1, 2, 1)
     whole = made.dataset(shard).skip(start).take(4)
-    skipped = [(s[0].tolist(), int(c)) for s, c in whole.as_numpy_iterator()]
+    skipped = [(s.tolist(), int(c)) for s, c in whole.as_numpy_iterator()]
     assert shares(made, shard, 4, start) == skipped
 
 
@@ -112,7 +112,7 @@ def test_drop_remainder_gives_full_batches_only():
 def test_epoch_keeps_the_original_order_over_workers():
     made = numbered(29, global_batch_size=10, shuffle=True, shard_policy="random")
     passes = [list(made.epoch(shards.Shard(w, 3, 2)).as_numpy_iterator()) for w in range(3)]
-    joined = [x for step in zip(*passes, strict=True) for share, _ in step for x in share[0]]
+    joined = [x for step in zip(*passes, strict=True) for share, _ in step for x in share]
     assert joined == list(range(29))
 
 
@@ -162,8 +162,8 @@ def test_every_worker_keeps_its_share_of_a_users_batches(workers, replicas):
         assert [int(c) for _, c in elements] == [12, 11, 12]
         for (share, count), first in zip(elements, (0, 12, 0), strict=True):
             positions = shards.worker_positions(int(count), shard, "interleaved") + first
-            assert share[0]["n"].numpy().tolist() == positions.tolist()
-        found += elements[0][0][0]["n"].numpy().tolist()
+            assert share["n"].numpy().tolist() == positions.tolist()
+        found += elements[0][0]["n"].numpy().tolist()
     assert sorted(found) == list(range(12))
 
 
@@ -227,7 +227,7 @@ def test_a_feed_goes_on_over_epochs_and_begins_anywhere(start):
     for epoch in range(start // 3, 3):
         iterator = feed.begin(epoch)
         assert (made.steps_in(epoch), made.first_step(epoch)) == (3, 3 * epoch)
-        found += [next(iterator)[0][0].numpy().tolist() for _ in range(3)]
+        found += [next(iterator)[0].numpy().tolist() for _ in range(3)]
         feed.end()
     assert found == [share for share, _ in shares(made, shards.Shard(), 9 - start, start)]
     assert not made.is_open_ended

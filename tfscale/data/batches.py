@@ -126,10 +126,10 @@ class Batches:
 
     @functools.cached_property
     def element_spec(self):
-        """The spec of a share, `(x,)`, `(x, y)` or `(x, y, sample_weight)`; first axis None."""
+        """The spec of a share, `x` or a tuple `(x, ...)` as the data are; first axis None."""
         spec = self.epoch(shards.Shard()).element_spec
         spec = spec[0] if elements.has_count(spec) else spec
-        return rows.batch_spec(spec if isinstance(spec, tuple) else (spec,))
+        return rows.batch_spec(spec)
 
 
 class IndexedBatches(Batches):
@@ -315,9 +315,10 @@ def from_arrays(
     Raises:
         ValueError: if lengths differ, numbers are not finite, or an argument is out of range.
     """
-    checked = arrays.checked_elements(x, y, sample_weight)
+    checked = alone, *rest = arrays.checked_elements(x, y, sample_weight)
+    is_alone = not rest and not isinstance(alone, tuple)  # then a step gets `x`, as in Keras
     return IndexedBatches(
-        arrays.ArraySource(checked),
+        arrays.ArraySource(alone if is_alone else checked),
         global_batch_size=global_batch_size,
         shuffle=shuffle,
         seed=seed,

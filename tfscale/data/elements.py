@@ -15,7 +15,9 @@ _WEIGHTS = np.random.RandomState(0).randint(2**62, size=(_NUM_ROWS, _NUM_VALUES)
 
 
 def with_count(element):
-    """Return an element of a `Batches` dataset as its share, a tuple, and the global count.
+    """Return an element of a `Batches` dataset as its share and the global count.
+
+    The share is structured as the data are: `x` alone, or a tuple `(x, ...)`.
 
     Args:
         element: `(share, global_count)`, `(share, global_count, fingerprint)`, or a share that
@@ -23,8 +25,7 @@ def with_count(element):
     """
     if has_count(element):
         return element[:2]
-    share = element if isinstance(element, tuple) else (element,)
-    return share, rows.count_rows(share)
+    return element, rows.count_rows(element)
 
 
 def fingerprint_of(element):
@@ -53,11 +54,6 @@ def _is_scalar(value):
     return hasattr(value, "shape") and value.shape.rank == 0
 
 
-def as_tuple(batch):
-    """The parts of a batch, as `Dataset.map` hands them over, as a tuple `(x, ...)`."""
-    return batch[0] if len(batch) == 1 and isinstance(batch[0], tuple) else batch
-
-
 def shares_of(whole, shard, policy, transform=None):
     """Return a worker's shares of the global batches of a dataset.
 
@@ -72,14 +68,17 @@ def shares_of(whole, shard, policy, transform=None):
         A prefetched dataset of elements for `with_count` and `fingerprint_of`.
     """
     absent = any(isinstance(s, tf.OptionalSpec) for s in tf.nest.flatten(whole.element_spec))
+    in_parts = isinstance(whole.element_spec, tuple)  # which `map` takes apart
     if shard.num_replicas == 1 and transform is None and not absent and policy != "random":
         return whole.prefetch(tf.data.AUTOTUNE)  # a map costs a hand-over between threads
 
     def read(*batch):
         key = ()
         if policy == "random":
-            key, batch = (batch[0],), batch[1:]
-        batch = rows.without_optionals(as_tuple(batch))
+            key, batch = (batch[0],), batch[1]
+        elif not in_parts:
+            [batch] = batch
+        batch = rows.without_optionals(batch)
         count = rows.count_rows(batch)
         share = batch
         if shard.num_replicas > 1:
@@ -119,7 +118,8 @@ def _telling_parts(batch):
     axes, such as images: random transforms in a parallel `Dataset.map` give these other values
     on every worker, though the examples are the same.
     """
-    parts = tf.nest.flatten(batch[1] if len(batch) > 1 else batch[0])
+    has_labels = isinstance(batch, tuple) and len(batch) > 1
+    parts = tf.nest.flatten(batch[1] if has_labels else batch)
     return [p for p in parts if isinstance(p, tf.Tensor) and p.shape.rank in (1, 2)]
 
 

@@ -33,7 +33,8 @@ def distribute(dataset, strategy=None):
     """
     shard = shard_of(strategy or tf.distribute.get_strategy())
     cut = batches.from_dataset(dataset).epoch(shard)
-    return cut.map(lambda *element: elements.with_count(_whole(element)))
+    in_parts = isinstance(cut.element_spec, tuple)  # which `map` takes apart
+    return cut.map(lambda *parts: elements.with_count(parts if in_parts else parts[0]))
 
 
 @contextlib.contextmanager
@@ -65,7 +66,7 @@ def replica_share(element, reduction="mean"):
     replicas = shard_of(context.strategy).replicas_per_worker
     data, share = step_lib.cut_share(*element, replicas, reduction)
     with reduction_lib.replica_share(share):
-        yield data if len(data) > 1 else data[0]
+        yield data
 
 
 def global_mean(value):
@@ -85,8 +86,3 @@ def global_mean(value):
         return tf.convert_to_tensor(value)
     context = tf.distribute.get_replica_context()
     return context.all_reduce("SUM", value * share.weight(value.dtype))
-
-
-def _whole(element):
-    """An element as the map gives it, in parts, put together again."""
-    return element if len(element) > 1 else element[0]

@@ -50,8 +50,7 @@ class KerasBatches(batches.Batches):
 
     @property
     def element_spec(self):
-        spec = self.source.element_spec
-        return rows.batch_spec(spec if isinstance(spec, tuple) else (spec,))
+        return rows.batch_spec(self.source.element_spec)
 
     def steps_in(self, epoch, first_epoch=0):
         if not (self.given_steps and self.num_batches):
@@ -160,7 +159,7 @@ class ArraySource(Source):
 
     Args:
         indices: Keras' adapter of the array 0, 1, 2, ...
-        arrays: a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)` of nested tensors.
+        arrays: `x`, or a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)`, of nested tensors.
         given_steps: the caller's `steps_per_epoch`, or None.
     """
 

@@ -199,8 +199,7 @@ def _array_source(adapter, steps, shuffle):
     indices = array_data_adapter.ArrayDataAdapter(
         np.arange(num_examples), batch_size=adapter.batch_size, shuffle=shuffle
     )
-    arrays = keras.tree.lists_to_tuples(arrays)
-    arrays = _as_tensors(arrays if isinstance(arrays, tuple) else (arrays,))
+    arrays = _as_tensors(keras.tree.lists_to_tuples(arrays))
     return keras_batches.ArraySource(indices, arrays, steps)
 
 

@@ -21,10 +21,13 @@ class OwnStep:
         model: the `keras.Model` it is called with.
         step: `step(model, data)`, written as for one device; it updates weights itself.
         shows_updated: report metrics that the step updates and does not return, too.
+        takes_share: the step is `step(model, data, share)`: one of `step.py`, in which the model
+            returns what it likes.
     """
 
-    def __init__(self, model, step, shows_updated=False):
+    def __init__(self, model, step, shows_updated=False, takes_share=False):
         self._model, self._step, self._shows_updated = model, step, shows_updated
+        self._takes_share = takes_share
         self._names, self._results, self._updated = [], {}, {}
         self._sources = {}  # of each returned number: a metric, a metric's name, or None
 
@@ -32,7 +35,7 @@ class OwnStep:
         """Take the step.
 
         Args:
-            data: a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
+            data: `x`, or a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)`, as Keras gives it.
             share: the `reduction.Share` of this replica.
 
         Returns:
@@ -40,7 +43,8 @@ class OwnStep:
             the mean over the global batch. Numbers that a metric holds are not in it.
         """
         with reduction_lib.noted_means() as means, reduction_lib.replica_share(share):
-            report = self._step(self._model, data)
+            more = (share,) if self._takes_share else ()
+            report = self._step(self._model, data, *more)
         report = _flat(report)
         held = self._held(means) == set(report)
         self._names, self._sources = list(report), {}

@@ -41,7 +41,7 @@ def build(model, spec, strategy, step=None, purpose="train"):
 
     Args:
         model: the `keras.Model`.
-        spec: of the batches it will see, `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
+        spec: of the batches it will see, `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
         strategy: the strategy the model was made under.
         step: a step of the user's own, `step(model, data)`, or None.
         purpose: "train", "test" or "predict".

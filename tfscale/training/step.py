@@ -68,10 +68,13 @@ def train_replica(model, data, share, jit_compile=False):
 
     Args:
         model: a compiled `keras.Model` whose optimizer is built.
-        data: a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
+        data: `x`, or a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
         share: the `reduction.Share` of this replica.
         jit_compile: compile the forward and backward pass with XLA; a reduction between workers
             cannot be compiled.
+
+    Returns:
+        What the model's `compute_metrics` returned: numbers by name.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     optimizer = model.optimizer
@@ -89,7 +92,7 @@ def train_replica(model, data, share, jit_compile=False):
     with reduction_lib.replica_share(dataclasses.replace(share, loss_is_weighted=True)):
         gradients, loss, y_pred = forward_backward()
         optimizer.apply(gradients, model.trainable_variables)
-        _track(model, loss, share, x, y, y_pred, sample_weight)
+        return _track(model, loss, share, x, y, y_pred, sample_weight)
 
 
 def call(model, x, training):
@@ -100,12 +103,16 @@ def call(model, x, training):
 
 
 def test_replica(model, data, share):
-    """Score one replica's share: update the model's loss and metrics, change no weight."""
+    """Score one replica's share: update the model's loss and metrics, change no weight.
+
+    Returns:
+        What the model's `compute_metrics` returned: numbers by name.
+    """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     with reduction_lib.replica_share(share):
         y_pred = call(model, x, training=False)
         loss = model.compute_loss(x, y, y_pred, sample_weight, training=False)
-        _track(model, loss, share, x, y, y_pred, sample_weight)
+        return _track(model, loss, share, x, y, y_pred, sample_weight)
 
 
 def predict_replica(model, data, share):
@@ -122,7 +129,16 @@ def predict_replica(model, data, share):
     if share.num_replicas == 1:
         return outputs
     context = tf.distribute.get_replica_context()
-    return tf.nest.map_structure(lambda t: context.all_gather(t, axis=0), outputs)
+    return tf.nest.map_structure(functools.partial(_gather, context), outputs)
+
+
+def _gather(context, tensor):
+    """The rows of all replicas, those of replica 0 first."""
+    if not isinstance(tensor, tf.RaggedTensor):
+        return context.all_gather(tensor, axis=0)
+    lengths = [context.all_gather(rows, axis=0) for rows in tensor.nested_row_lengths()]
+    values = context.all_gather(tensor.flat_values, axis=0)
+    return tf.RaggedTensor.from_nested_row_lengths(values, lengths)
 
 
 def train_function(model, step=None, jit_compile=False):
@@ -138,6 +154,8 @@ def train_function(model, step=None, jit_compile=False):
         return own_step.OwnStep(model, step, shows_updated=True)
     if own_step.overrides(model, "train_step"):
         return own_step.OwnStep(model, type(model).train_step)
+    if own_step.overrides(model, "compute_metrics"):
+        return own_step.OwnStep(model, train_replica, takes_share=True)
 
     if jit_compile and model.distribute_strategy.num_replicas_in_sync == 1:
         # Without a reduction in it, the whole step compiles: a quarter less time a step.
@@ -165,6 +183,8 @@ def test_function(model):
     """Return what one replica does to score: `(data, share) -> dict of weighted reports`."""
     if own_step.overrides(model, "test_step"):
         return own_step.OwnStep(model, type(model).test_step)
+    if own_step.overrides(model, "compute_metrics"):
+        return own_step.OwnStep(model, test_replica, takes_share=True)
 
     def test(data, share):
         test_replica(model, data, share)
@@ -174,9 +194,9 @@ def test_function(model):
 
 
 def _track(model, loss, share, x, y, y_pred, sample_weight):
-    """Update the metrics with the examples that this replica counts for."""
-    counted = share.rows if share.counted is None else share.counted
+    """Update the metrics with the examples that this replica counts for; return their numbers."""
     tracker = next((m for m in model.metrics if m.name == "loss"), None)
-    if tracker is not None:
-        tracker.update_state(loss, sample_weight=tf.cast(counted, loss.dtype))
-    model.compute_metrics(*share.count((x, y, y_pred)), share.count(sample_weight))
+    with reduction_lib.replica_share(share.of_counted()) as counted:
+        if tracker is not None:
+            tracker.update_state(loss, sample_weight=tf.cast(counted.rows, loss.dtype))
+        return model.compute_metrics(*share.count((x, y, y_pred)), share.count(sample_weight))
