@@ -1,327 +1,334 @@
-"""The rows of the table "N workers equal one", run alike by one device, replicas and workers.
+"""The rows of the table "N workers equal one", and the doors through which each is run.
 
-Each case trains a small model for 20 steps or more through `tfscale.Trainer` and returns what
-must not depend on the number of replicas.
+A row trains a tiny model for 20 steps or more, and returns what must not depend on the number of
+replicas. Its doors are `Trainer.fit` and `keras.Model.fit`; on one device, the latter is Keras'
+own. What is shuffled is so in the order of its door; all else goes in its place, the same by both.
 """
 
+import contextlib
+import dataclasses
 import functools
+from collections.abc import Callable
 
+import equality_models as models
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfscale.training.trainer import Trainer
 
-layers, optimizers, losses = keras.layers, keras.optimizers, keras.losses
+callbacks, metrics, optimizers = keras.callbacks, keras.metrics, keras.optimizers
+schedules = keras.optimizers.schedules
+
+KERAS, TRAINER = "keras", "trainer"  # the doors
 
 
-def _images(num_examples=128):
-    rng = np.random.default_rng(1)
-    x = rng.random((num_examples, 8, 8, 1), dtype="float32")
-    return x, rng.integers(0, 5, num_examples), rng.random(num_examples, dtype="float32")
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What is trained, on what, how.
+
+    Args:
+        group: its heading in docs/numerics.md.
+        optimizer: makes the optimizer; not called where `model` gives a compiled one.
+        model, data: make the model, and `(x, y, sample_weight)`.
+        loss, metrics: makes the loss, or several with weights; makes the metrics.
+        batch, epochs: examples in a global batch, and passes.
+        fit: further arguments of both doors.
+        callbacks: makes the callbacks.
+        scored: validate, and compare predictions too.
+        policy: Keras' dtype policy.
+        doors: through which it can go.
+        both: the doors may differ, so the test goes through both, else through the first.
+        alike: both doors have the order and the reports of Keras; else each is compared with
+            itself on one device.
+        equal: replicas equal one device; else only `docs/numerics.md` shows by how much not.
+    """
+
+    group: str
+    optimizer: Callable
+    model: Callable = models.convnet
+    data: Callable = functools.partial(models.images, 105)
+    loss: Callable = models.crossentropy
+    metrics: Callable | None = None
+    batch: int = 32
+    epochs: int = 5
+    fit: dict = dataclasses.field(default_factory=dict)
+    callbacks: Callable | None = None
+    scored: bool = False
+    policy: str = "float32"
+    doors: tuple = (KERAS, TRAINER)
+    both: bool = False
+    alike: bool = True
+    equal: bool = True
+
+    def train(self, door):
+        """Make the model in the strategy's scope and train it; return arrays by name."""
+        keras.utils.set_random_seed(7)
+        keras.config.set_dtype_policy(self.policy)
+        try:
+            model = self.model()
+            if self.optimizer is not None:
+                loss = self.loss()
+                loss = loss if isinstance(loss, dict) else {"loss": loss}
+                numbers = self.metrics and self.metrics()
+                model.compile(self.optimizer(), metrics=numbers, **loss)
+            x, y, weights = self.data()
+            arguments = {
+                "sample_weight": weights,
+                "epochs": self.epochs,
+                "verbose": 0,
+                "callbacks": self.callbacks and self.callbacks(),
+                **({} if isinstance(x, tf.data.Dataset) else {"shuffle": False}),
+                **({"validation_data": self._some(x, y, 37)} if self.scored else {}),
+                **self.fit,
+            }
+            fit, predict = _doors(model, door, isinstance(x, tf.data.Dataset), self.batch)
+            history = fit(x, y, **arguments)
+            inputs = self._some(x, y, 41)[0] if self.scored else None
+            outputs = [] if inputs is None else tf.nest.flatten(predict(inputs))
+        finally:
+            keras.config.set_dtype_policy("float32")
+        return {
+            **{f"weight {i}": v.numpy() for i, v in enumerate(model.weights)},
+            **{f"curve {name}": np.array(values) for name, values in history.history.items()},
+            **{f"output {i}": output for i, output in enumerate(outputs)},
+        }
+
+    def _some(self, x, y, count):
+        """The first examples, or images in the place of a dataset."""
+        x, y, _ = models.images() if isinstance(x, tf.data.Dataset) else (x, y, None)
+        return tf.nest.map_structure(lambda array: array[:count], (x, y))
 
 
-def _convnet(l2=0.0, batch_norm=False):
-    regularizer = keras.regularizers.L2(l2) if l2 else None
-    parts = [keras.Input((8, 8, 1)), layers.Conv2D(6, 3, kernel_regularizer=regularizer)]
-    if batch_norm:
-        parts.append(layers.BatchNormalization(synchronized=True))
-    parts += [layers.Activation("tanh"), layers.AveragePooling2D(2), layers.Flatten()]
-    parts += [layers.Dense(5, kernel_regularizer=regularizer)]
-    return keras.Sequential(parts)
-
-
-def _crossentropy(reduction="sum_over_batch_size"):
-    return losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
-
-
-def _train_images(
-    optimizer,
-    *,
-    num_examples=128,
-    global_batch_size=32,
-    reduction="sum_over_batch_size",
-    weighted=False,
-    step=None,
-    model=_convnet,
-    epochs=5,
-    scored=False,
-    **fit,
-):
-    """Images through a small convnet; with `scored`, validation and predictions too."""
-    x, y, weights = _images(num_examples)
-    built = model()
-    built.compile(optimizer(), _crossentropy(reduction), metrics=["accuracy"])
-    trainer = Trainer(built, step=step)
-    history = trainer.fit(
-        x,
-        y,
-        sample_weight=weights if weighted else None,
-        global_batch_size=global_batch_size,
-        epochs=epochs,
-        validation_data=(x[:37], y[:37]) if scored else None,
-        verbose=0,
-        **fit,
-    )
-    return _outcome(trainer, history, x[:41] if scored else None)
-
-
-def _outcome(trainer, history, x=None):
-    """Weights, curves, and predictions in the original order where inputs are given."""
-    outputs = [] if x is None else tf.nest.flatten(trainer.predict(x, global_batch_size=16))
-    return {
-        **{f"weight {i}": v.numpy() for i, v in enumerate(trainer.model.weights)},
-        **{f"curve {name}": np.array(values) for name, values in history.history.items()},
-        **{f"output {i}": output for i, output in enumerate(outputs)},
-    }
-
-
-class OwnTrainStep(keras.Model):
-    """A model that overrides `train_step`, as Keras' guides do."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = _convnet()
-        self.loss_tracker = keras.metrics.Mean(name="own_loss")
-
-    def call(self, x, training=False):
-        return self.net(x, training=training)
-
-    def train_step(self, data):
-        x, y = data
-        with tf.GradientTape() as tape:
-            loss = self.compute_loss(x, y, self(x, training=True))
-        gradients = tape.gradient(loss, self.trainable_variables)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        self.loss_tracker.update_state(loss)
-        return {"own_loss": self.loss_tracker.result(), "twice": 2 * loss}
-
-    @property
-    def metrics(self):
-        return [self.loss_tracker]
-
-
-def _tape_step(model, data):
-    x, y = data
-    with tf.GradientTape() as tape:
-        logits = model(x, training=True)
-        loss = tf.reduce_mean(
-            tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
+def _doors(model, door, is_dataset, batch):
+    """`fit` and `predict` of a door."""
+    if door == TRAINER:
+        trainer = Trainer(model, step=getattr(model, "own_step", None))
+        return (
+            functools.partial(trainer.fit, global_batch_size=batch),
+            functools.partial(trainer.predict, global_batch_size=16),
         )
-    gradients = tape.gradient(loss, model.trainable_variables)
-    model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-    if tf.shape(x)[0] > 0:  # noqa: SIM108  (AutoGraph converts it)
-        examples = tf.cast(tf.shape(x)[0], tf.float32)
-    else:
-        examples = -1.0
-    return {"tape_loss": loss, "has_examples": tf.sign(examples)}
-
-
-class ReturnedLoss(keras.Model):
-    """Steps that return a loss which no metric tracks."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = _convnet()
-
-    def call(self, x, training=False):
-        return self.net(x, training=training)
-
-    def train_step(self, data):
-        x, y = data
-        with tf.GradientTape() as tape:
-            loss = self.compute_loss(x, y, self(x, training=True))
-        gradients = tape.gradient(loss, self.trainable_variables)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        return {"loss": loss}
-
-    def test_step(self, data):
-        x, y = data
-        return {"loss": self.compute_loss(x, y, self(x, training=False)), "one": 1.0}
-
-
-def _train_returned_loss():
-    x, y, _ = _images(105)
-    model = ReturnedLoss()
-    model(x[:1])
-    model.compile(optimizers.SGD(0.1, momentum=0.9), _crossentropy())
-    trainer = Trainer(model)
-    history = trainer.fit(
-        x, y, global_batch_size=32, epochs=5, verbose=0, validation_data=(x[:37], y[:37])
-    )
-    assert history.history["loss"][0] > 0.5 and history.history["val_one"][0] == 1
-    return _outcome(trainer, history)
-
-
-def _train_two_optimizers():
-    """Two optimizers: one of the model's own attributes, one that the step alone knows."""
-    x, y, _ = _images(105)
-    model = _convnet()
-    model.first = optimizers.SGD(0.1, momentum=0.9, clipnorm=0.05)
-    second = optimizers.Adam(1e-2, global_clipnorm=0.1)
-    variables = model.trainable_variables
-    model.first.build(variables[:2])
-    second.build(variables[2:])
-
-    def step(model, data):
-        x, y = data
-        with tf.GradientTape() as tape:
-            loss = _crossentropy()(y, model(x, training=True))
-        gradients = tape.gradient(loss, variables)
-        model.first.apply_gradients(zip(gradients[:2], variables[:2], strict=True))
-        second.apply_gradients(zip(gradients[2:], variables[2:], strict=True))
-        return loss
-
-    trainer = Trainer(model, step=step)
-    history = trainer.fit(x, y, global_batch_size=32, epochs=5, verbose=0)
-    return _outcome(trainer, history)
-
-
-def _train_mixed_precision():
-    """float16 with its loss scale; compared with a wider tolerance."""
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
-        return _train_images(functools.partial(_momentum, clipnorm=0.05), num_examples=105)
-    finally:
-        keras.config.set_dtype_policy("float32")
-
-
-def _train_own_step():
-    x, y, _ = _images(130)
-    model = OwnTrainStep()
-    model(x[:1])
-    model.compile(optimizers.SGD(0.1, momentum=0.9, clipnorm=0.1), _crossentropy())
-    trainer = Trainer(model)
-    history = trainer.fit(x, y, global_batch_size=32, epochs=5, verbose=0)
-    return _outcome(trainer, history)
-
-
-def _train_two_inputs():
-    """Inputs and outputs by name, two losses, a short last batch."""
-    x, y, weights = _images(130)
-    image = keras.Input((8, 8, 1), name="image")
-    extra = keras.Input((3,), name="extra")
-    hidden = layers.Concatenate()([layers.Flatten()(image), extra])
-    hidden = layers.Dense(8, activation="tanh")(hidden)
-    digit = layers.Dense(5, name="digit")(hidden)
-    size = layers.Dense(1, name="size")(hidden)
-    model = keras.Model({"image": image, "extra": extra}, {"digit": digit, "size": size})
-    model.compile(
-        optimizers.Adam(1e-2, global_clipnorm=0.5),
-        {"digit": _crossentropy(), "size": "mse"},
-        loss_weights={"digit": 1.0, "size": 0.3},
-        metrics={"digit": ["accuracy"]},
-    )
-    inputs = {"image": x, "extra": np.stack([weights, y, weights * y], 1).astype("float32")}
-    trainer = Trainer(model)
-    history = trainer.fit(
-        inputs, {"digit": y, "size": weights[:, None]}, global_batch_size=32, epochs=5, verbose=0
-    )
-    return _outcome(trainer, history, {name: value[:41] for name, value in inputs.items()})
-
-
-def _train_user_dataset(unknown_length=False):
-    """A dataset whose elements are the global batches, the last one short."""
-    x, y, _ = _images(130)
-    dataset = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(130, seed=3).batch(32)
-    if unknown_length:
-        dataset = dataset.filter(lambda x, y: True)
-    model = _convnet()
-    model.compile(optimizers.SGD(0.1, momentum=0.9), _crossentropy(), metrics=["accuracy"])
-    trainer = Trainer(model)
-    history = trainer.fit(dataset, epochs=5, verbose=0, validation_data=dataset.take(2))
-    return _outcome(trainer, history, x[:41])
-
-
-def _masked_model():
-    """Sequences of different lengths: the loss is a mean over the steps that count."""
-    return keras.Sequential(
-        [
-            keras.Input((6,)),
-            layers.Embedding(20, 4, mask_zero=True),
-            layers.Dense(8, activation="tanh"),
-            layers.Dense(5),
-        ]
+    sizes = {} if is_dataset else {"batch_size": batch}
+    return (
+        functools.partial(model.fit, **sizes),
+        functools.partial(model.predict, batch_size=16, verbose=0),
     )
 
 
-def _train_masked(reduction="sum_over_batch_size"):
-    rng = np.random.default_rng(2)
-    lengths = rng.integers(1, 7, 130)
-    x = np.where(np.arange(6) < lengths[:, None], rng.integers(1, 20, (130, 6)), 0)
-    y = rng.integers(0, 5, (130, 6))
-    model = _masked_model()
-    rate = 0.002 if reduction == "sum" else 0.5
-    model.compile(optimizers.SGD(rate, momentum=0.9), _crossentropy(reduction))
-    trainer = Trainer(model)
-    history = trainer.fit(x, y, global_batch_size=32, epochs=5, verbose=0)
-    return _outcome(trainer, history)
+def _with_step(step):
+    model = models.convnet()
+    model.own_step = step
+    return model
 
 
-def _regression(kind):
-    """Closed-form friendly: a linear model under another loss."""
-    rng = np.random.default_rng(4)
-    x = rng.normal(size=(130, 10)).astype("float32")
-    y = (x @ rng.normal(size=(10, 1))).astype("float32")
-    model = keras.Sequential([keras.Input((10,)), layers.Dense(10, "tanh"), layers.Dense(1)])
-    model.compile(optimizers.SGD(0.05, momentum=0.9), kind, metrics=["mae"])
-    trainer = Trainer(model)
-    history = trainer.fit(x, y, global_batch_size=50, epochs=7, verbose=0)
-    return _outcome(trainer, history)
+def _built(model_class):
+    model = model_class()
+    model(np.zeros((1, 8, 8, 1), "float32"))
+    return model
 
 
-_sgd = functools.partial(optimizers.SGD, 0.1)
-_momentum = functools.partial(optimizers.SGD, 0.1, momentum=0.9)
-_adam = functools.partial(optimizers.Adam, 1e-2)
-_adamw = functools.partial(optimizers.AdamW, 1e-2, weight_decay=0.1)
-_l2 = functools.partial(_convnet, l2=0.01)
-_batch_norm = functools.partial(_convnet, batch_norm=True)
-_case = functools.partial(functools.partial, _train_images)
-
-CASES = {
-    "sgd": _case(_sgd),
-    "momentum": _case(_momentum),
-    "adam": _case(_adam),
-    "adamw": _case(_adamw),
-    "l2": _case(_momentum, model=_l2),
-    "clipnorm": _case(functools.partial(_momentum, clipnorm=0.05)),
-    "global_clipnorm": _case(functools.partial(_momentum, global_clipnorm=0.1)),
-    "clipvalue": _case(functools.partial(_momentum, clipvalue=0.005)),
-    "ema": _case(functools.partial(_momentum, use_ema=True, ema_momentum=0.9)),
-    "sample_weights": _case(_momentum, weighted=True),
-    "sample_weights_uneven": _case(_momentum, weighted=True, num_examples=105),
-    "mean_with_sample_weight": _case(
-        _momentum, weighted=True, num_examples=105, reduction="mean_with_sample_weight"
-    ),
-    "sum_loss": _case(functools.partial(optimizers.SGD, 0.003), reduction="sum", num_examples=105),
-    "class_weights": _case(_momentum, class_weight={0: 3.0, 3: 0.2}, num_examples=105),
-    "uneven_last_batch": _case(_momentum, num_examples=105, model=_l2, scored=True),
-    "one_example_in_last_batch": _case(_momentum, num_examples=129, model=_l2, scored=True),
-    "batch_of_50": _case(_momentum, num_examples=130, global_batch_size=50, epochs=7),
-    "batch_norm": _case(_momentum, model=_batch_norm),
-    "batch_norm_uneven": _case(_momentum, model=_batch_norm, num_examples=105),
-    "batch_norm_one_in_last_batch": _case(
-        _momentum, model=_batch_norm, num_examples=129, scored=True
-    ),
-    "own_tape_step": _case(
-        functools.partial(_momentum, clipnorm=0.1), step=_tape_step, num_examples=105
-    ),
-    "own_train_step": _train_own_step,
-    "returned_loss": _train_returned_loss,
-    "two_optimizers": _train_two_optimizers,
-    "mixed_float16": _train_mixed_precision,
-    "two_inputs": _train_two_inputs,
-    "user_dataset": _train_user_dataset,
-    "user_dataset_unknown_length": functools.partial(_train_user_dataset, unknown_length=True),
-    "masked": _train_masked,
-    "masked_sum": functools.partial(_train_masked, reduction="sum"),
-    "mse": functools.partial(_regression, "mse"),
-    "huber": functools.partial(_regression, "huber"),
+_part = functools.partial
+_sgd = _part(optimizers.SGD, 0.1)
+_momentum = _part(optimizers.SGD, 0.1, momentum=0.9)
+_adam = _part(optimizers.Adam, 1e-2)
+_clipped = _part(_momentum, clipnorm=0.05)
+_even, _weighted = _part(models.images, 128), _part(models.images, weighted=True)
+_by_class = _part(models.sequences, targets="tokens")
+_norm = _part(models.convnet, normalisation="synchronized")
+_two_losses = {
+    "loss": {"digit": models.crossentropy(), "size": "mse"},
+    "loss_weights": {"digit": 1.0, "size": 0.3},
 }
 
 
-def run(name, strategy):
-    """Run one case under a strategy; return its arrays by name."""
-    keras.utils.set_random_seed(7)
-    with strategy.scope():
-        return CASES[name]()
+def _yes_or_no():
+    return ["accuracy", metrics.AUC(name="auc"), metrics.F1Score("micro", 0.5, "f1")]
+
+
+def _scheduled(schedule, kind=optimizers.SGD):
+    return lambda: kind(schedule())
+
+
+ROWS = {
+    # Optimizers
+    "sgd": Row("optimizers", _sgd, data=_even),
+    "momentum": Row("optimizers", _momentum, metrics=lambda: ["accuracy"], scored=True),
+    "adam": Row("optimizers", _adam, data=_even),
+    "adamw": Row("optimizers", _part(optimizers.AdamW, 1e-2, weight_decay=0.1)),
+    "weight_decay": Row("optimizers", _part(_momentum, weight_decay=0.05)),
+    "ema": Row("optimizers", _part(_momentum, use_ema=True, ema_momentum=0.9), scored=True),
+    "exponential_decay": Row(
+        "optimizers", _scheduled(_part(schedules.ExponentialDecay, 0.2, 4, 0.8))
+    ),
+    "cosine_decay": Row(
+        "optimizers",
+        _scheduled(
+            _part(schedules.CosineDecay, 1e-3, 15, warmup_target=1e-2, warmup_steps=5),
+            optimizers.Adam,
+        ),
+    ),
+    # Clipping
+    "clipnorm": Row("clipping", _clipped, data=_even),
+    "global_clipnorm": Row("clipping", _part(_momentum, global_clipnorm=0.1), data=_even),
+    "clipvalue": Row("clipping", _part(_momentum, clipvalue=0.005), data=_even),
+    # Accumulation
+    "accumulation_2": Row("accumulation", _part(_adam, gradient_accumulation_steps=2)),
+    "accumulation_4": Row("accumulation", _part(_clipped, gradient_accumulation_steps=4)),
+    "accumulated_batches": Row(
+        "accumulation", _part(_clipped, gradient_accumulation_steps=4), data=_even, epochs=20
+    ),
+    "accumulated_batches_at_once": Row("accumulation", _clipped, data=_even, batch=128, epochs=20),
+    # Batches
+    "uneven_last_batch": Row(
+        "batches", _momentum, model=_part(models.convnet, "l2"), metrics=lambda: ["accuracy"]
+    ),
+    "one_in_last_batch": Row(
+        "batches", _momentum, data=_part(models.images, 129), scored=True, both=True
+    ),
+    "batch_of_50": Row(
+        "batches", _momentum, data=_part(models.images, 130), batch=50, epochs=7, both=True
+    ),
+    "shuffled": Row("batches", _momentum, fit={"shuffle": True}, both=True, alike=False),
+    "dataset": Row(
+        "batches", _momentum, data=models.image_dataset, scored=True, both=True, alike=False
+    ),
+    "dataset_unknown_length": Row(
+        "batches", _momentum, data=_part(models.image_dataset, unknown_length=True), both=True
+    ),
+    # Weights of examples and masks
+    "sample_weights": Row("weights and masks", _momentum, data=_part(_weighted, 128), both=True),
+    "sample_weights_uneven": Row("weights and masks", _momentum, data=_part(_weighted, 105)),
+    "mean_with_sample_weight": Row(
+        "weights and masks",
+        _momentum,
+        data=_part(_weighted, 105),
+        loss=_part(models.crossentropy, "mean_with_sample_weight"),
+    ),
+    "class_weights": Row(
+        "weights and masks", _momentum, fit={"class_weight": {0: 3.0, 3: 0.2}}, both=True
+    ),
+    "mask": Row(
+        "weights and masks",
+        _part(optimizers.SGD, 0.5, momentum=0.9),
+        model=models.tagger,
+        data=_by_class,
+    ),
+    "mask_and_weights_uneven": Row(
+        "weights and masks",
+        _part(optimizers.SGD, 0.5, momentum=0.9),
+        model=models.tagger,
+        data=_part(_by_class, 105, weighted=True),
+    ),
+    # Losses and metrics
+    "mse": Row("losses and metrics", _sgd, models.regression, models.numbers, lambda: "mse"),
+    "huber": Row("losses and metrics", _sgd, models.regression, models.numbers, lambda: "huber"),
+    "sum_loss": Row(
+        "losses and metrics", _part(optimizers.SGD, 0.003), loss=_part(models.crossentropy, "sum")
+    ),
+    "mask_and_sum_loss": Row(
+        "losses and metrics",
+        _part(optimizers.SGD, 0.002, momentum=0.9),
+        model=models.tagger,
+        data=_by_class,
+        loss=_part(models.crossentropy, "sum"),
+    ),
+    "two_inputs_and_outputs": Row(
+        "losses and metrics",
+        _part(_adam, global_clipnorm=0.5),
+        models.two_inputs,
+        models.named_images,
+        lambda: _two_losses,
+        metrics=lambda: {"digit": ["accuracy"]},
+        scored=True,
+        both=True,
+    ),
+    "auc_and_f1": Row(
+        "losses and metrics",
+        _momentum,
+        models.detector,
+        models.binary_images,
+        lambda: "binary_crossentropy",
+        metrics=_yes_or_no,
+        scored=True,
+    ),
+    # Regularization
+    "l1": Row("regularization", _sgd, model=_part(models.convnet, "l1")),
+    "l2": Row("regularization", _momentum, model=_part(models.convnet, "l2"), data=_even),
+    "activity_l2": Row("regularization", _sgd, model=_part(models.convnet, activity="l2")),
+    "add_loss": Row(
+        "regularization", _sgd, model=lambda: models.convnet(extra=[models.Penalty()]), scored=True
+    ),
+    # Layers
+    "embedding": Row("layers", _momentum, models.embedding, models.sequences),
+    "embedding_adam": Row("layers", _adam, models.embedding, models.sequences),
+    "lstm": Row("layers", _momentum, models.lstm, models.sequences),
+    "attention": Row("layers", _momentum, models.attention, models.sequences),
+    "batch_norm_synchronized": Row("layers", _momentum, model=_norm, data=_even, scored=True),
+    "batch_norm_synchronized_uneven": Row("layers", _momentum, model=_norm),
+    "batch_norm_synchronized_one_in_last": Row(
+        "layers", _momentum, model=_norm, data=_part(models.images, 129), scored=True
+    ),
+    "batch_norm": Row(
+        "layers", _momentum, model=_part(models.convnet, normalisation="local"), equal=False
+    ),
+    "dropout": Row(
+        "layers",
+        _momentum,
+        model=lambda: models.convnet(extra=[keras.layers.Dropout(0.5)]),
+        equal=False,
+    ),
+    # Precision
+    "mixed_float16": Row("precision", _clipped, policy="mixed_float16"),
+    "mixed_bfloat16": Row("precision", _clipped, policy="mixed_bfloat16"),
+    # Steps of one's own
+    "own_train_step": Row(
+        "steps of one's own",
+        _part(_momentum, clipnorm=0.1),
+        model=_part(_built, models.OwnTrainStep),
+        data=_part(models.images, 130),
+        both=True,
+    ),
+    "returned_loss": Row(
+        "steps of one's own",
+        _momentum,
+        model=_part(_built, models.ReturnedLoss),
+        scored=True,
+        both=True,
+        alike=False,
+    ),
+    "gan": Row("steps of one's own", None, models.gan, models.images_and_noise, both=True),
+    "own_tape_step": Row(
+        "steps of one's own",
+        _part(_momentum, clipnorm=0.1),
+        model=_part(_with_step, models.tape_step),
+        doors=(TRAINER,),
+    ),
+    "two_optimizers": Row(
+        "steps of one's own", None, model=models.two_optimizers, doors=(TRAINER,)
+    ),
+    # Callbacks
+    "reduce_lr_on_plateau": Row(
+        "callbacks",
+        _momentum,
+        callbacks=lambda: [callbacks.ReduceLROnPlateau("loss", 0.5, patience=1, min_delta=9)],
+        both=True,
+    ),
+    "early_stopping": Row(
+        "callbacks",
+        _momentum,
+        epochs=9,
+        scored=True,
+        callbacks=lambda: [
+            callbacks.EarlyStopping(
+                min_delta=9, patience=2, start_from_epoch=3, restore_best_weights=True
+            )
+        ],
+        both=True,
+    ),
+}
+
+
+def run(name, strategy, door):
+    """Run one row under a strategy or none, through a door; return its arrays by name."""
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        return ROWS[name].train(door)
