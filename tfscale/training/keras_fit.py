@@ -152,14 +152,16 @@ def _fit(
     run = fit_run.FitRun(
         data=data,
         epochs=epochs,
-        pace=pace.Pace(model.steps_per_execution if watched else None),
+        pace=pace.Pace(_steps_per_execution(model) if watched else None),
         first_epoch=initial_epoch,
         validation=validation,
         validation_freq=validation_freq,
         test_steps=_test_steps(model, callbacks, verbose=0),
         is_watched=watched,
     )
-    run.callbacks = _callback_list(own, callbacks, verbose, epochs, data.steps_per_epoch, history=True)
+    run.callbacks = _callback_list(
+        own, callbacks, verbose, epochs, data.steps_per_epoch, history=True
+    )
     own.progress.start(initial_epoch, data.first_step(initial_epoch) or 0)
     if own.is_chief and verbose and own.shard.num_workers > 1:
         print(keras_data.describe(data, own.shard), flush=True)
@@ -176,7 +178,7 @@ def _evaluate(model, x, y, batch_size, verbose, sample_weight, steps, callbacks,
     called = _callback_list(own, callbacks, verbose, 1, data.steps_per_epoch)
     with own.strategy.scope():
         logs = own.evaluate(data, called, _test_steps(model, callbacks, verbose))
-    return logs if return_dict else model._flatten_metrics_in_order(logs)
+    return _as_returned(model, logs, return_dict)
 
 
 def _predict(model, x, batch_size, verbose, steps, callbacks):
@@ -189,7 +191,7 @@ def _predict(model, x, batch_size, verbose, steps, callbacks):
     own.average_statistics()
     called = _callback_list(own, callbacks, verbose, 1, data.steps_per_epoch)
     with own.strategy.scope():
-        return own.predict(data, called)
+        return own.predict(data, called, _steps_per_execution(model) or 16)
 
 
 def _train_on_batch(model, x, y, sample_weight, class_weight, return_dict):
@@ -210,7 +212,7 @@ def _on_batch(model, x, y, sample_weight, class_weight, return_dict, training):
     own.prepare(batch.element_spec, "train" if training else "test")
     with own.strategy.scope():
         logs = own.step_on_batch(*batch.element(own.shard), training)
-    return logs if return_dict else model._flatten_metrics_in_order(logs)
+    return _as_returned(model, logs, return_dict)
 
 
 def _predict_on_batch(model, x):
@@ -222,14 +224,27 @@ def _predict_on_batch(model, x):
         return own.predict_on_batch(*batch.element(own.shard))
 
 
+def _as_returned(model, logs, return_dict):
+    """Numbers by name as Keras returns them: sorted, or in the order of the metrics."""
+    if return_dict:
+        return dict(sorted(logs.items()))
+    return model._flatten_metrics_in_order(logs)
+
+
 def _test_steps(model, callbacks, verbose):
     """Batches between two calls of the callbacks while scoring; None where nobody looks.
 
     The same on all workers, though the chief alone shows a bar.
     """
     if callbacks_lib.watches_batches(callbacks, "test"):
-        return model.steps_per_execution
-    return None if verbose in (0, 2) else max(model.steps_per_execution, 16)
+        return _steps_per_execution(model) or 16
+    return None if verbose in (0, 2) else max(_steps_per_execution(model) or 0, 16)
+
+
+def _steps_per_execution(model):
+    """Steps between two calls of the callbacks; None to have them chosen."""
+    steps = model.steps_per_execution
+    return None if steps == "auto" else steps
 
 
 def _callback_list(own, callbacks, verbose, epochs, steps, history=False):

@@ -6,6 +6,7 @@ this same loop and takes the same turns: what one worker alone knows is summed o
 anyone acts on it.
 """
 
+import itertools
 import time
 
 import keras
@@ -128,8 +129,9 @@ class Loop:
             run.callbacks.on_train_batch_begin(at.position)
             began = time.perf_counter()
             taken, examples, chosen, votes = self._take_steps(run, iterator, k)
-            if taken:
+            if taken or not logs:
                 logs = chosen
+            if taken:
                 at.advance(taken, examples, time.perf_counter() - began)
                 run.pace.measured(votes[1])
                 run.callbacks.on_train_batch_end(at.position - 1, logs)
@@ -168,7 +170,9 @@ class Loop:
             )
         examples, steps = int(results["examples"]), int(results["steps"])
         self.progress.learning_rate = float(results["learning_rate"])
-        reports = run.mean_reports(results["reports"], 1 if self._reports_last else examples)
+        reports = results["reports"]
+        if not self._reports_last:
+            reports = run.mean_reports(reports, examples)
         return steps, examples, self._logs(results["metrics"], reports), votes
 
     def _logs(self, metrics, reports=None):
@@ -266,27 +270,30 @@ class Loop:
         logs = {**_floats(self._functions.metrics(False)), **reports}
         return self._functions.in_order(logs, False)
 
-    def predict(self, data, callbacks=None):
+    def predict(self, data, callbacks=None, steps_per_execution=1):
         """Return the outputs for all of the data, in its order, on every worker.
 
         Args:
             data: `Batches`; the model is built.
             callbacks: Keras' list of callbacks, or None.
+            steps_per_execution: batches between two calls of the callbacks.
         """
         callbacks = callbacks or keras.callbacks.CallbackList()
-        parts = []
+        position, parts = 0, []
         self.model.stop_predicting = False
         callbacks.on_predict_begin()
-        for position, element in enumerate(data.epoch(self.shard)):
+        batches = iter(data.epoch(self.shard))
+        while group := list(itertools.islice(batches, steps_per_execution)):
             callbacks.on_predict_batch_begin(position)
-            outputs = self._functions.predict_step(*elements.with_count(element))
-            parts.append(tf.nest.map_structure(lambda t: t.numpy(), outputs))
-            callbacks.on_predict_batch_end(position, {"outputs": parts[-1]})
+            position += len(group)
+            outputs = [self.predict_on_batch(*elements.with_count(batch)) for batch in group]
+            parts.append(_joined(outputs))
+            callbacks.on_predict_batch_end(position - 1, {"outputs": parts[-1]})
             if self.model.stop_predicting:
                 break
         data.end_epoch()
         callbacks.on_predict_end()
-        return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+        return _joined(parts)
 
     def step_on_batch(self, share, global_count, training):
         """Take one step, or score, on a batch at hand; return its numbers by name."""
@@ -297,7 +304,9 @@ class Loop:
     def predict_on_batch(self, share, global_count):
         """Return the outputs for a batch at hand, as arrays."""
         outputs = self._functions.predict_step(share, global_count)
-        return tf.nest.map_structure(lambda t: t.numpy(), outputs)
+        return tf.nest.map_structure(
+            lambda t: t if isinstance(t, tf.RaggedTensor) else t.numpy(), outputs
+        )
 
     def _save(self, run, history):
         """Write a checkpoint; every worker reads the state, the chief writes it."""
@@ -341,6 +350,25 @@ def _same(parts, others):
     return len(parts) == len(others) and all(
         mine is theirs for mine, theirs in zip(parts, others, strict=True)
     )
+
+
+def _joined(outputs):
+    """Nested outputs of several batches as one; ragged where sequences differ in length."""
+
+    def join(*parts):
+        if isinstance(parts[0], tf.RaggedTensor):
+            return tf.concat(parts, 0)
+        differing = [
+            i
+            for i, sizes in enumerate(zip(*(p.shape for p in parts), strict=True))
+            if len(set(sizes)) > 1
+        ]
+        rank = max(differing, default=0)
+        if rank:
+            return tf.concat([tf.RaggedTensor.from_tensor(p, ragged_rank=rank) for p in parts], 0)
+        return np.concatenate(parts)
+
+    return tf.nest.map_structure(join, *outputs)
 
 
 def _floats(metrics):

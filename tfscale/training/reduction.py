@@ -14,8 +14,10 @@ import threading
 
 import keras
 import tensorflow as tf
+from keras.src import backend
 from keras.src.losses import loss as keras_loss
 
+from tfscale.data import rows as rows_lib
 from tfscale.names import check_known
 from tfscale.training import accumulation
 
@@ -55,12 +57,25 @@ class Share:
         """Return what this replica's mean counts for in the global mean."""
         return tf.cast(self.rows, dtype) / tf.cast(self.all_rows, dtype)
 
+    def of_counted(self):
+        """Return the share of what `count` returns."""
+        if self.counted is None:
+            return self
+        return dataclasses.replace(self, rows=self.counted, all_rows=self.global_count)
+
     def count(self, tensors):
         """Return the part of a nested structure of rows that enters the metrics."""
         if self.counted is None:
             return tensors
-        begin, end = self.first_counted, self.first_counted + self.counted
-        return tf.nest.map_structure(lambda t: None if t is None else t[begin:end], tensors)
+        return tf.nest.map_structure(self._counted_part, tensors)
+
+    def _counted_part(self, part):
+        """Rows of one tensor, and of the mask that Keras has attached to it."""
+        mask = None if part is None else backend.get_keras_mask(part)
+        part, mask = rows_lib.slice_rows((part, mask), self.first_counted, self.counted)
+        if mask is not None:
+            backend.set_keras_mask(part, mask)
+        return part
 
 
 @contextlib.contextmanager
@@ -75,12 +90,12 @@ def replica_share(share):
     """
     _install()
     if share.num_replicas == 1:
-        yield
+        yield share
         return
     previous = getattr(_active, "share", None)
     _active.share = share
     try:
-        yield
+        yield share
     finally:
         _active.share = previous
 
@@ -102,6 +117,7 @@ _keras_unscale = keras_loss.unscale_loss_for_distribution
 _keras_reduce = keras_loss.reduce_weighted_values
 _keras_next_seed = keras.random.SeedGenerator.next
 _keras_update_mean = keras.metrics.Mean.update_state
+_keras_update_sum = keras.metrics.Sum.update_state
 _keras_apply = keras.optimizers.Optimizer.apply
 _keras_scaled_apply = keras.optimizers.LossScaleOptimizer.apply
 _keras_sum = keras.optimizers.Optimizer._all_reduce_sum_gradients
@@ -127,10 +143,32 @@ def _update_mean(self, values, sample_weight=None):
     share = getattr(_active, "share", None)
     if getattr(_active, "updated", None) is not None:
         _active.updated.add(id(self))
-    if share is not None and sample_weight is None and not tf.convert_to_tensor(values).shape.rank:
-        values = tf.cast(values, self.dtype)
-        values *= tf.cast(share.num_replicas, values.dtype) * share.weight(values.dtype)
+    if share is not None:
+        copies = share.num_replicas  # the number is counted once on each
+        values, sample_weight = _of_share(share, values, sample_weight, self.dtype, copies)
     return _keras_update_mean(self, values, sample_weight=sample_weight)
+
+
+def _update_sum(self, values, sample_weight=None):
+    """A mean over a share that is summed, as one number, weighs by the share as well."""
+    share = getattr(_active, "share", None)
+    if share is not None:
+        values, sample_weight = _of_share(share, values, sample_weight, self.dtype, 1)
+    return _keras_update_sum(self, values, sample_weight=sample_weight)
+
+
+def _of_share(share, values, sample_weight, dtype, copies):
+    """Values and weights of a metric, such that all replicas' are `copies` of one device's."""
+    if sample_weight is None and not tf.convert_to_tensor(values).shape.rank:
+        weight = copies * share.weight(dtype)
+        return tf.math.multiply_no_nan(tf.cast(values, dtype), weight), None
+    if share.all_rows is share.global_count:
+        return values, sample_weight
+    # Where every replica has all rows of a small batch, each counts for a part of it.
+    part = tf.cast(share.global_count / share.all_rows, dtype)
+    if sample_weight is None:
+        return values, tf.fill(tf.shape(values)[:1], part)
+    return values, tf.cast(sample_weight, dtype) * part
 
 
 def _reduce(values, sample_weight=None, mask=None, reduction="sum_over_batch_size", dtype=None):
@@ -178,6 +216,7 @@ def _install():
     keras_loss.reduce_weighted_values = _reduce
     keras.random.SeedGenerator.next = _next_seed
     keras.metrics.Mean.update_state = _update_mean
+    keras.metrics.Sum.update_state = _update_sum
     keras.optimizers.Optimizer.apply = _apply_after_reduction(_keras_apply)
     keras.optimizers.LossScaleOptimizer.apply = _apply_after_reduction(_keras_scaled_apply)
     keras.optimizers.Optimizer._all_reduce_sum_gradients = _sum_unless_done
