@@ -81,10 +81,12 @@ class KerasBatches(batches.Batches):
             self.source.reset()
         steps = self.steps_in(0)
         self.source.begin(steps)
-        shares = self.source.shares(shard, "block", 0, steps)
-        if steps is None or self.is_open_ended:
-            return shares
-        return shares.apply(tf.data.experimental.assert_cardinality(steps))
+        if shard not in self._made:
+            shares = self.source.shares(shard, "block", 0, steps)
+            if steps is not None and not self.is_open_ended:
+                shares = shares.apply(tf.data.experimental.assert_cardinality(steps))
+            self._made[shard] = shares
+        return self._made[shard]
 
     def end_epoch(self):
         if self.num_batches and self.steps_in(0) == self.num_batches:
