@@ -8,10 +8,13 @@ are those of `Trainer`.
 import functools
 import inspect
 import weakref
+import zlib
 
 import keras
 import tensorflow as tf
 
+from tfscale.cluster import environment
+from tfscale.strategy import set_seed
 from tfscale.training import callbacks as callbacks_lib
 from tfscale.training import fit_run, keras_data, loop, pace, saving
 from tfscale.training import reduction as reduction_lib
@@ -33,6 +36,9 @@ def enable_keras_fit():
     gradients are accumulated, moving statistics are averaged before they are scored or saved;
     callbacks that write do so on the chief alone. Models without a strategy are not touched.
 
+    In a cluster of several workers, a script that has set no seed gets one that is the same on
+    all of them, so that an unseeded shuffle gives each the same order.
+
     Raises:
         RuntimeError: if the version of Keras is not one that this was tested with.
     """
@@ -44,6 +50,9 @@ def enable_keras_fit():
         _keras_methods[name] = own
         setattr(keras.Model, name, _replaced(name, own))
     saving.install()
+    workers = environment.resolve().workers
+    if len(workers) > 1 and tf.compat.v1.get_seed(None) == (None, None):
+        set_seed(zlib.crc32(" ".join(workers).encode()))
 
 
 def disable_keras_fit():
