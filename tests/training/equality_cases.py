@@ -260,7 +260,7 @@ ROWS = {
     ),
     # Layers
     "embedding": Row("layers", _momentum, models.embedding, models.sequences),
-    "embedding_adam": Row("layers", _adam, models.embedding, models.sequences),
+    "embedding_adam": Row("layers", _adam, models.embedding, _part(models.sequences, 129)),
     "lstm": Row("layers", _momentum, models.lstm, models.sequences),
     "attention": Row("layers", _momentum, models.attention, models.sequences),
     "batch_norm_synchronized": Row("layers", _momentum, model=_norm, data=_even, scored=True),

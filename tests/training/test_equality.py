@@ -41,6 +41,7 @@ ON_THREE_WORKERS = [
     ("sum_loss", KERAS),
     ("two_inputs_and_outputs", TRAINER),
     ("activity_l2", KERAS),
+    ("embedding_adam", KERAS),
     ("batch_norm_synchronized_one_in_last", KERAS),
     ("own_train_step", KERAS),
     ("gan", KERAS),

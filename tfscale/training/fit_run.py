@@ -106,9 +106,14 @@ class FitRun:
             )
         self.reports, self.steps_per_epoch = facts["reports"], now or before
 
-    def next_steps(self, at):
-        """Return the steps until the host has to look again, the same on every worker."""
-        k, steps = self.pace.steps, self.steps_in_epoch(at)
+    def next_steps(self, at, most=None):
+        """Return the steps until the host has to look again, the same on every worker.
+
+        Args:
+            at: the loop's `Progress`.
+            most: how many a graph may take, or None for any number.
+        """
+        k, steps = most or self.pace.steps, self.steps_in_epoch(at)
         if steps is not None:
             k = min(k, steps - at.position)
         if self.save_every_steps:

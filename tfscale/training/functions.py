@@ -32,7 +32,7 @@ class Functions:
         self._model, self._strategy, self._shard = model, strategy, shard
         self._steps = {True: train, False: test}  # of training, of scoring
         self._reduction, self._reports_last = reduction, reports_last
-        self._report_names = {True: None, False: None}
+        self._report_names, self._is_traced = {True: None, False: None}, False
 
         def graph(function, **options):
             if getattr(model, "run_eagerly", False):
@@ -57,6 +57,21 @@ class Functions:
         if self._report_names[training] is None:
             once = tf.function(lambda s, n: self._run(s, n, training)[0], autograph=False)
             once.get_concrete_function(spec, tf.TensorSpec([], tf.int32))
+
+    def most_steps(self, iterator, open_ended):
+        """Return how many steps one execution may take; None for any number.
+
+        Args:
+            iterator: as for `train_steps`, which is traced for it, once.
+            open_ended: the same.
+        """
+        trace = getattr(self.train_steps, "get_concrete_function", None)
+        if trace is None or self._strategy.num_replicas_in_sync == 1:
+            return None
+        if not self._is_traced:
+            trace(iterator, tf.constant(1), tf.zeros([2], tf.int64), open_ended=open_ended)
+            self._is_traced = True
+        return 1 if self._reduction.gathers_rows else None
 
     def in_order(self, logs, training):
         """Return numbers by name in the order in which the user's own step returned them."""

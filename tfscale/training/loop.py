@@ -125,7 +125,7 @@ class Loop:
         logs = self._logs(self._functions.metrics(True)) if at.position else {}
         taken, k = 0, 0
         while at.position != run.steps_in_epoch(at) and not run.stopped:
-            k = run.next_steps(at)
+            k = run.next_steps(at, self._functions.most_steps(iterator, run.is_open_ended))
             run.callbacks.on_train_batch_begin(at.position)
             began = time.perf_counter()
             taken, examples, chosen, votes = self._take_steps(run, iterator, k)
