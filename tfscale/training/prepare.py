@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfscale.strategy import shard_of
-from tfscale.training import own_step
+from tfscale.training import accumulation, own_step
 from tfscale.training import step as step_lib
 
 
@@ -65,6 +65,9 @@ def build(model, spec, strategy, step=None, purpose="train"):
                     own_train_step(model, example)
         if purpose == "train" and optimizer is not None and not optimizer.built:
             _build_optimizer(optimizer, model.trainable_variables)
+        for one in optimizers_of(model):
+            if one.built:
+                accumulation.spread(one)
         if purpose == "train" and own_train_step is not None:
             _traced.add(model)
 

@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from tfscale.strategy import shard_of
+from tfscale.training import accumulation, prepare
 
 _SAVERS = (
     (keras.Model, "save"),
@@ -76,7 +77,9 @@ def _create_locally(next_creator, **arguments):
 
 
 def statistics_of(model):
-    """Return the variables that each replica updates on its own: moving means and variances.
+    """Return the variables that each replica updates on its own.
+
+    They are moving means and variances, and gradients that an optimizer has added up.
 
     Args:
         model: a built `keras.Model`.
@@ -95,7 +98,7 @@ def statistics_of(model):
     }
     metrics = {id(variable) for metric in model.metrics for variable in metric.variables}
     # A frozen layer's weights were made to be trained: TensorFlow's variable remembers it.
-    return [
+    own = [
         v
         for v in model.non_trainable_variables
         if id(v) not in equal | metrics
@@ -103,6 +106,8 @@ def statistics_of(model):
         and tf.as_dtype(v.dtype).is_floating
         and v.aggregation in ("none", "mean")
     ]
+    optimizers = [o for o in prepare.optimizers_of(model) if o.built]
+    return own + [v for o in optimizers for v in accumulation.accumulators_of(o)]
 
 
 def average_statistics(model):

@@ -147,7 +147,7 @@ def train_function(model, step=None, jit_compile=False):
     Args:
         model: the `keras.Model`; one that overrides `train_step` is trained by that.
         step: a step of the user's own, which comes before both; or None.
-        jit_compile: compile with XLA, all of the step where there is one replica, else the
+        jit_compile: compile with XLA, all of the step under no strategy or one device's, else the
             forward and backward pass.
     """
     if step is not None:
@@ -157,7 +157,8 @@ def train_function(model, step=None, jit_compile=False):
     if own_step.overrides(model, "compute_metrics"):
         return own_step.OwnStep(model, train_replica, takes_share=True)
 
-    if jit_compile and model.distribute_strategy.num_replicas_in_sync == 1:
+    merging = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+    if jit_compile and not isinstance(model.distribute_strategy, merging):
         # Without a reduction in it, the whole step compiles: a quarter less time a step.
         compiled = tf.function(functools.partial(_train_alone, model), jit_compile=True)
 
