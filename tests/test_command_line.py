@@ -299,7 +299,7 @@ def test_never_moves_a_run_aside_before_the_workers_open_their_logs(tmp_path, mo
     (run_dir / "logs" / "worker-0.log").write_text("the first life")
     started = []
     monkeypatch.setattr(
-        fit.local, "run_local_workers", lambda *args, **kwargs: started.append(kwargs) or 0
+        fit.supervise, "run_local_workers", lambda *args, **kwargs: started.append(kwargs) or 0
     )
     flags = ["--strategy=multiworker", "--workers=2", "--resume=never", f"--run_dir={run_dir}"]
     assert fit.main(flags) == 0

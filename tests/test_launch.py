@@ -66,7 +66,7 @@ def found(*arguments, cwd=ROOT):
     ],
 )
 def test_what_cannot_be_started_is_refused_in_one_line(capsys, monkeypatch, arguments, message):
-    monkeypatch.setattr(launch.local, "run_local_workers", None)
+    monkeypatch.setattr(launch.supervise, "run_local_workers", None)
     monkeypatch.chdir(ROOT)
     assert launch.main(arguments) == 2
     out, err = capsys.readouterr()
@@ -96,7 +96,7 @@ def test_what_does_not_fit_the_cluster_is_refused(capsys, monkeypatch, task, wor
 def test_what_follows_the_script_belongs_to_it(monkeypatch):
     started = []
     monkeypatch.setattr(
-        launch.local, "run_local_workers", lambda *args, **more: started.append((args, more)) or 7
+        launch.supervise, "run_local_workers", lambda *args, **more: started.append((args, more)) or 7
     )
     monkeypatch.chdir(ROOT)
     for before in (["--workers=3"], ["--workers", "3"], ["--workers=3", "--"]):

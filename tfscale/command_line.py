@@ -60,6 +60,36 @@ def parse(argv, usage, define, *, with_config=True):
     return values
 
 
+def define_supervision(values, max_restarts):
+    """Define the flags of `cluster.supervise`, for commands that start workers on this machine.
+
+    Args:
+        values: the `flags.FlagValues`.
+        max_restarts: how often, by default, all workers are started again.
+    """
+    for name, default, text in (
+        ("max_restarts", max_restarts, "local workers: failures within an hour that all restart"),
+        (
+            "hang_timeout_seconds",
+            0,
+            "local workers: restart when no step ends for so long; 0: wait",
+        ),
+        ("grace_seconds", 60, "local workers: time to save and leave after a signal"),
+    ):
+        flags.DEFINE_integer(name, default, text, lower_bound=0, flag_values=values)
+    for name, text in (
+        ("min_workers", "go on with as few when some cannot start; by default --workers"),
+        ("max_workers", "go on with as many after a restart; by default --workers"),
+    ):
+        flags.DEFINE_integer(name, None, text, lower_bound=1, flag_values=values)
+
+
+def supervision(values):
+    """Return the values of `define_supervision`'s flags, by name."""
+    names = ("max_restarts", "hang_timeout_seconds", "grace_seconds", "min_workers", "max_workers")
+    return {name: values[name].value for name in names}
+
+
 def run(main, argv):
     """Call `main(argv)`, turning what a user can mend into one line.
 

@@ -12,7 +12,7 @@ import time
 from absl import flags
 
 from tfscale import command_line, config_files, evaluate, run_folder
-from tfscale.cluster import environment, local
+from tfscale.cluster import environment, restarts, supervise
 from tfscale.config import STRATEGIES
 from tfscale.names import nearest
 
@@ -23,6 +23,7 @@ USAGE = """Train a Keras model on one device, on several replicas, or on many wo
   python -m tfscale.fit --config=experiments/mnist_cnn.py --config.train.epochs=2
   python -m tfscale.fit --run_dir=runs/mine                  again: goes on where it stopped
 
+When a local worker fails, all of them start again from the last checkpoint.
 In a cluster, TF_CONFIG or Slurm's variables say who this task is."""
 
 
@@ -67,6 +68,7 @@ def _define_flags(values):
         ("list", "print the models there are and stop"),
     ):
         flags.DEFINE_bool(name, False, text, flag_values=values)
+    command_line.define_supervision(values, max_restarts=3)
 
 
 def _starts_workers(values, cluster):
@@ -108,22 +110,47 @@ def _starts_workers(values, cluster):
 
 def _run_workers(values, argv):
     """Start the workers on this machine and wait for them."""
+    restarts.Places(values.workers, values.min_workers, values.max_workers)  # refuses, or nothing
     run_dir = values.run_dir or run_folder.default_path(values.config, time.time())
-    command = [sys.executable, "-m", "tfscale.fit", *argv, f"--run_dir={run_dir}"]
     if values.resume == "never":  # before the workers' logs are opened in it
         run_folder.RunFolder(run_dir).move_aside()
-    log_dir = None if values.dry_run else os.path.join(run_dir, "logs")
+    supervision = command_line.supervision(values)
+    if values.dry_run:
+        supervision["max_restarts"] = 0
     # TensorFlow's ports are open on all interfaces, so workers that need no other machine get a
     # network of their own.
     needs_network = values.config.data.download or any(
         "://" in path for path in (values.config.data.data_dir, run_dir)
     )
-    return local.run_local_workers(
-        command,
+    return supervise.run_local_workers(
+        _commands(values, argv, run_dir),
         values.workers,
-        log_dir=log_dir,
+        log_dir=None if values.dry_run else os.path.join(run_dir, "logs"),
         private_network=False if needs_network else None,
+        **supervision,
     )
+
+
+def _commands(values, argv, run_dir):
+    """Return the function that gives the workers' command in each of their lives.
+
+    A restart goes on from the newest checkpoint in the run's folder, whatever --resume said to
+    the first life, unless that one has not written any. How many they are is said by TF_CONFIG.
+    """
+    checkpoints = run_folder.RunFolder(run_dir).checkpoints.directory
+
+    def last_written():
+        return os.stat(checkpoints).st_mtime_ns if os.path.isdir(checkpoints) else None
+
+    before = last_written()
+
+    def command(life):
+        begins = life == 1 or last_written() == before
+        resume = values.resume if begins and values.resume != "never" else "auto"
+        own = [f"--run_dir={run_dir}", "--workers=0", f"--resume={resume}"]
+        return [sys.executable, "-m", "tfscale.fit", *argv, *own]
+
+    return command
 
 
 def _list_models():

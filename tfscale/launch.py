@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from tfscale import command_line
-from tfscale.cluster import environment, local
+from tfscale.cluster import environment, supervise
 from tfscale.config_files import UsageError
 
 USAGE = """Run a Keras script, written for one machine or for many, as one job on many workers.
@@ -29,7 +29,9 @@ What follows the script's name belongs to the script. In the script keras.Model.
 predict share the work among the workers. A script that makes no strategy trains under a
 MultiWorkerMirroredStrategy; one that makes its own MultiWorkerMirroredStrategy gets that one.
 All workers begin with one seed, and seeds that the script sets count. Local workers reach
-each other and no other machine, unless --private_network=false says so."""
+each other and no other machine, unless --private_network=false says so.
+The first failure ends all workers. With --max_restarts=N they start again, at most N times an
+hour: the script begins anew, so it should go on from what it has saved."""
 
 _WORKER = str(Path(__file__).with_name("run_script.py"))
 _MAX_SEED = 2**31 - 1
@@ -96,6 +98,8 @@ def _define_flags(values):
         "local workers have a network with loopback only; false: that of this machine",
         flag_values=values,
     )
+    # A script without checkpoints would begin anew, which nobody asked for.
+    command_line.define_supervision(values, max_restarts=0)
 
 
 def _split(argv):
@@ -179,11 +183,12 @@ def _run_workers(values, settings, target):
         f"network {network}, logs in {log_dir}",
         flush=True,
     )
-    return local.run_local_workers(
+    return supervise.run_local_workers(
         _command(settings, target),
         num_workers,
         log_dir=log_dir,
         private_network=None if values.private_network else False,
+        **command_line.supervision(values),
     )
 
 

@@ -17,9 +17,9 @@ args = parser.parse_args()
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 if args.workers > 1 and "TF_CONFIG" not in os.environ:
-    from tfscale.cluster import local
+    from tfscale.cluster import supervise
 
-    sys.exit(local.run_local_workers([sys.executable, *sys.argv], args.workers))
+    sys.exit(supervise.run_local_workers([sys.executable, *sys.argv], args.workers))
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402

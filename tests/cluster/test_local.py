@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tfscale.cluster import local
+from tfscale.cluster import local, supervise
 
 _HEAD = """
 import json, os, signal, subprocess, sys, time
@@ -20,8 +20,8 @@ rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 """
 _LAUNCHER = """
 import sys
-from tfscale.cluster import local
-sys.exit(local.run_local_workers(
+from tfscale.cluster import supervise
+sys.exit(supervise.run_local_workers(
     [sys.executable, *sys.argv[3:]], int(sys.argv[1]), grace_seconds=float(sys.argv[2])
 ))
 """
@@ -31,7 +31,7 @@ def _run(code, num_workers=2, **options):
     """Run source text as workers; return the exit code and what was shown."""
     shown = io.StringIO()
     command = [sys.executable, "-c", _HEAD + textwrap.dedent(code)]
-    returned = local.run_local_workers(command, num_workers, stream=shown, **options)
+    returned = supervise.run_local_workers(command, num_workers, stream=shown, **options)
     return returned, shown.getvalue()
 
 
@@ -280,9 +280,9 @@ def test_a_private_network_has_loopback_and_nothing_else():
 
 def test_a_command_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="Received: .*no-such-program"):
-        local.run_local_workers(["no-such-program"], 2)
+        supervise.run_local_workers(["no-such-program"], 2)
 
 
 def test_no_worker_is_refused():
     with pytest.raises(ValueError, match="Received: num_workers=0"):
-        local.run_local_workers([sys.executable], 0)
+        supervise.run_local_workers([sys.executable], 0)

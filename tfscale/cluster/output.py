@@ -13,6 +13,8 @@ from typing import IO
 
 _MAX_LINE_BYTES = 64 * 1024
 _MAX_SHOWN = 300  # characters of a line that an error repeats
+_NUM_KEPT = 500  # lines: the stacks of some forty threads, or an exception from inside a graph
+_STACK = b"(most recent call first):"
 
 
 class LinePrinter:
@@ -53,17 +55,28 @@ class WorkerOutput:
         rank: number to mark the lines with.
         printer: shows the lines.
         log: file that receives every byte, or `None`.
+        headline: line that goes into the log first; "" for none.
     """
 
-    def __init__(self, pipe: IO[bytes], rank: int, printer: LinePrinter, log: Path | None):
+    def __init__(
+        self,
+        pipe: IO[bytes],
+        rank: int,
+        printer: LinePrinter,
+        log: Path | None,
+        headline: str = "",
+    ):
         self.pipe = pipe
         self.log = log
+        self.num_stacks = 0  # threads whose stack was written here
         os.set_blocking(pipe.fileno(), False)
         self._prefix = f"[{rank}] ".encode()
         self._printer = printer
         self._file = open(log, "ab", buffering=0) if log else None  # noqa: SIM115
         self._partial = b""
-        self._last: collections.deque[bytes] = collections.deque(maxlen=10)
+        self._last: collections.deque[bytes] = collections.deque(maxlen=_NUM_KEPT)
+        if headline:
+            self._keep(f"{headline}\n".encode())
 
     def read_some(self) -> bool:
         """Take what is there; return whether more may come."""
@@ -93,9 +106,9 @@ class WorkerOutput:
             self._show(line)
         return bool(data)
 
-    def last_lines(self) -> list[str]:
-        """Return the last lines shown, shortened, for an error message."""
-        return [line.decode("utf-8", "replace")[:_MAX_SHOWN] for line in self._last]
+    def last_lines(self) -> tuple[str, ...]:
+        """Return the last lines shown that are not blank, oldest first, shortened."""
+        return tuple(line.decode("utf-8", "replace")[:_MAX_SHOWN] for line in self._last)
 
     def close(self) -> None:
         """Close the pipe and the log file."""
@@ -118,4 +131,5 @@ class WorkerOutput:
         line = line.removesuffix(b"\r")
         if line.strip():
             self._last.append(line)
+        self.num_stacks += line.endswith(_STACK)
         self._printer.write(self._prefix + line)

@@ -6,6 +6,7 @@ Only the standard library, and nothing stays open when a function returns.
 import contextlib
 import errno
 import socket
+from collections.abc import Collection
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -29,7 +30,7 @@ def split_address(address: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def free_ports(num_ports: int) -> list[int]:
+def free_ports(num_ports: int, avoid: Collection[int] = ()) -> list[int]:
     """Return ports of the loopback interface that nobody uses now.
 
     All are held until the last one is chosen, so they differ. Another program may still take
@@ -37,15 +38,20 @@ def free_ports(num_ports: int) -> list[int]:
 
     Args:
         num_ports: how many, at least 0.
+        avoid: ports not to choose.
 
     Returns:
         Distinct port numbers.
     """
+    chosen: list[int] = []
     with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(num_ports)]
-        for one in sockets:
+        while len(chosen) < num_ports:
+            one = held.enter_context(socket.socket())
             one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+            port = one.getsockname()[1]
+            if port not in avoid:
+                chosen.append(port)
+    return chosen
 
 
 def check_port_free(address: str) -> None:

@@ -3,7 +3,8 @@
 Run by path, `python -I -S spawn.py LAUNCHER_PID NAMESPACE COMMAND...`, so that nothing has to
 happen between fork and exec in a launcher that may have threads. With the command `hold` it
 opens a network of its own that has loopback and nothing else, and keeps it until stdin closes;
-NAMESPACE is the process whose network a worker shares, or 0. Linux only; elsewhere it only execs.
+NAMESPACE is the process whose network a worker shares, or 0. With `guard` it ends, when the
+launcher is gone, what workers have started. Linux only; elsewhere it execs and guards.
 """
 
 import ctypes
@@ -21,6 +22,9 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 
 def _main(launcher: int, namespace: int, command: list[str]) -> None:
     """Prepare this process and replace it by `command`."""
+    if command == ["guard"]:
+        _guard()
+        return
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         _call(libc.prctl, _PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -55,6 +59,21 @@ def _hold_network(libc) -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
     print("ready", flush=True)
     sys.stdin.read()
+
+
+def _guard() -> None:
+    """Keep a list of process groups, `+ID` and `-ID` on stdin, and kill them when stdin closes."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    groups: set[int] = set()
+    for line in sys.stdin:
+        change = groups.add if line.startswith("+") else groups.discard
+        change(int(line[1:]))
+    for group in groups:
+        try:
+            os.killpg(group, signal.SIGKILL)
+        except OSError:
+            continue  # it has ended by itself
 
 
 def _join_network(libc, namespace: int) -> None:

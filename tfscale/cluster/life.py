@@ -1,0 +1,276 @@
+"""One life of the workers: from their start until the last of them has ended, and why.
+
+Shows what they print, hands signals on, and ends all when one has failed, hangs, or has left.
+Whether another life follows is decided in `supervise`; who failed first, in `verdict`.
+"""
+
+import dataclasses
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from tfscale.cluster import local, stall, verdict
+from tfscale.cluster.output import WorkerOutput
+from tfscale.cluster.pulse import Pulse
+
+HUNG = 124  # exit code of a run that ends because its workers hang; that of timeout(1)
+_POLL_SECONDS = 0.05
+_SETTLE_SECONDS = 0.3  # deaths within it count as one: the cause may be seen after its consequence
+_PEER_SECONDS = 3.0  # how long the cause may be waited for when only consequences were seen
+_END_SECONDS = 5.0  # from SIGTERM to SIGKILL for a worker that did not promise to save
+_NOTICE_SECONDS = 600.0  # of standing still until the launcher says so
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a life ended.
+
+    Args:
+        kind: "done" (all left with 0), "failed", "restart" (a worker asked for it) or "stopped"
+            (a signal to this process).
+        code: the exit code of a run that ends here.
+        report: what a user is told; "" for "done".
+        ranks: of the workers that were the cause.
+        began: whether any worker said that it trains.
+    """
+
+    kind: str
+    code: int = 0
+    report: str = ""
+    ranks: tuple[int, ...] = ()
+    began: bool = False
+
+
+class Worker:
+    """One process, its output, its pulse, and its end once that has come."""
+
+    def __init__(
+        self,
+        rank: int,
+        process: subprocess.Popen,
+        output: WorkerOutput,
+        pulse: Pulse,
+        when_ended: Callable[[], None],
+    ):
+        self.rank = rank
+        self.process = process
+        self.output = output
+        self.pulse = pulse
+        self._when_ended = when_ended
+        self.end: verdict.End | None = None
+        self.kill_at = float("inf")
+        self.was_asked = False
+
+    def beating_pid(self) -> int:
+        """Return the process that beats; the one that was started where none does."""
+        pid = self.pulse.read().pid
+        try:
+            return pid if pid and os.getpgid(pid) == self.process.pid else self.process.pid
+        except ProcessLookupError:
+            return self.process.pid
+
+    def signal_alone(self, number: int) -> None:
+        """Send a signal to the worker and to nothing that it started."""
+        os.kill(self.beating_pid(), number)
+
+    def ask_to_end(self, number: int, grace_seconds: float) -> None:
+        """Send a signal, and have SIGKILL follow once the time of grace is over."""
+        if number == signal.SIGKILL:
+            local.signal_group(self.process, number)
+        elif self.pulse.read().saves:
+            self.signal_alone(signal.SIGTERM)
+        else:
+            local.signal_group(self.process, number)
+            grace_seconds = min(grace_seconds, _END_SECONDS)
+        self.was_asked = True
+        self.kill_at = min(self.kill_at, time.monotonic() + grace_seconds)
+
+    def see_end(self) -> bool:
+        """Take note of the worker's end, once; return whether it has just been seen."""
+        if not local.has_ended(self.process):
+            return False
+        seconds = time.monotonic()
+        local.reap_group(self.process)
+        self._when_ended()
+        self.output.drain()
+        self.end = verdict.End(
+            self.rank,
+            self.process.returncode,
+            seconds,
+            self.was_asked,
+            self.output.last_lines(),
+            self.output.log,
+            self.pulse.read(),
+        )
+        return True
+
+
+class Life:
+    """Watches workers until all have ended.
+
+    Args:
+        workers: started ones.
+        signals: numbers of the signals that this process got, which a handler appends to.
+        hang_timeout_seconds: how long no worker may make a step once training has begun; 0 for
+            as long as they like.
+        grace_seconds: time to save and to leave after a signal, for workers that promised to.
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        signals: list[int],
+        *,
+        hang_timeout_seconds: float = 0.0,
+        grace_seconds: float = 60.0,
+    ):
+        self._workers = workers
+        self._signals = signals
+        self._num_signals = 0
+        self._hang_timeout_seconds = hang_timeout_seconds
+        self._grace_seconds = grace_seconds
+        self._quiet = stall.Quiet()
+        self._noticed = False
+        self._ends: list[verdict.End] = []
+        self._hang: tuple[tuple[int, ...], str] | None = None
+        self._selector = selectors.DefaultSelector()
+
+    def watch(self) -> Outcome:
+        """Show the workers' output until all have ended, and say why they did."""
+        with self._selector:
+            for worker in self._workers:
+                self._selector.register(worker.output.pipe, selectors.EVENT_READ, worker)
+            while self._alive():
+                self._read(_POLL_SECONDS)
+                self._hand_signals_on()
+                self._ends += [w.end for w in self._alive() if w.see_end() and w.end]
+                if not self._num_signals and not self._is_ending():
+                    self._look_for_failures()
+                if not self._num_signals and not self._is_ending():
+                    self._look_for_progress()
+                for worker in self._alive():
+                    if time.monotonic() >= worker.kill_at:
+                        worker.ask_to_end(signal.SIGKILL, 0.0)
+        return self._outcome()
+
+    def _alive(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker.end is None]
+
+    def _is_ending(self) -> bool:
+        """Whether the workers were already asked to end, or given a time to leave."""
+        return any(worker.kill_at < float("inf") for worker in self._workers)
+
+    def _read(self, seconds: float) -> None:
+        for key, _ in self._selector.select(seconds):
+            if not key.data.output.read_some():
+                self._selector.unregister(key.fileobj)
+
+    def _hand_signals_on(self) -> None:
+        """Tell the workers of a first signal; a second one ends them at once."""
+        if len(self._signals) == self._num_signals:
+            return
+        again = self._num_signals > 0 or len(self._signals) > 1
+        self._num_signals = len(self._signals)
+        number = self._signals[0] if self._signals[0] == signal.SIGINT else signal.SIGTERM
+        for worker in self._alive():
+            worker.ask_to_end(signal.SIGKILL if again else number, self._grace_seconds)
+
+    def _look_for_failures(self) -> None:
+        """End all once it is known, or will not be known better, who failed first."""
+        failures = [end for end in self._ends if end.is_failure or end.asks_for_restart]
+        if not failures or not self._alive():
+            return
+        waited = time.monotonic() - failures[0].seconds
+        cause = verdict.cause(self._ends)
+        if cause is None or waited < _SETTLE_SECONDS:
+            return
+        if cause.asks_for_restart:
+            self._let_follow()
+        elif not cause.lost_a_peer:
+            self._end_all(self._alive())
+        elif halted := stall.stopped(self._alive()):
+            self._hold_responsible(halted)
+        elif waited >= _PEER_SECONDS:
+            self._end_all(self._alive())
+
+    def _let_follow(self) -> None:
+        """Give the others time to leave as one of them did, on the step they agreed on."""
+        for worker in self._alive():
+            if worker.pulse.read().saves:
+                worker.kill_at = time.monotonic() + self._grace_seconds
+            else:
+                worker.ask_to_end(signal.SIGTERM, self._grace_seconds)
+
+    def _end_all(self, alive: Sequence[Worker]) -> None:
+        for worker in alive:
+            worker.ask_to_end(signal.SIGTERM, min(self._grace_seconds, _END_SECONDS))
+
+    def _look_for_progress(self) -> None:
+        """Say when nobody makes a step, and end all when that has lasted for too long."""
+        alive = self._alive()
+        quiet = self._quiet.look([worker.pulse.read() for worker in alive], time.monotonic())
+        if 0 < self._hang_timeout_seconds <= quiet:
+            self._hold_responsible([])
+        elif quiet < _NOTICE_SECONDS:
+            self._noticed = False
+        elif not self._noticed:
+            self._noticed = True
+            end = "" if self._hang_timeout_seconds else " --hang_timeout_seconds=N would end them."
+            self._say(f"no worker has made a step for {quiet:.0f} s.{self._places(alive)}{end}")
+
+    def _hold_responsible(self, suspects: Sequence[Worker]) -> None:
+        """Have all write their stacks, find out who hangs, and end all."""
+        alive = self._alive()
+        quiet = self._quiet.seconds
+        answered = stall.write_stacks(alive, self._read)
+        found = stall.who(alive, answered)
+        ranks = tuple(worker.rank for worker, _ in found)
+        names = "; ".join(
+            f"worker {worker.rank} hangs: {sign}{worker.pulse.read().place()}"
+            for worker, sign in found
+        )
+        if not found:
+            names = "the workers hang, and none of them more than another"
+        lost = "" if suspects else f" No worker made a step for {quiet:.0f} s."
+        logs = [f"worker {worker.rank}" for worker in answered]
+        stacks = f" The stacks of {', '.join(logs)} are in the log." if logs else ""
+        self._hang = ranks, f"tfscale: {names}.{lost}{self._places(alive)}{stacks}"
+        for worker, _ in found:
+            worker.ask_to_end(signal.SIGKILL, 0.0)
+        self._end_all([worker for worker in alive if worker.rank not in ranks])
+
+    def _places(self, alive: Sequence[Worker]) -> str:
+        """Return a line for each worker: how far it is, and since when."""
+        now, text = time.monotonic(), ""
+        for worker in alive:
+            beat = worker.pulse.read()
+            place = f"{beat.place()}, {now - beat.seconds:.0f} s ago" if beat.number else " unknown"
+            log = f"; log {worker.output.log}" if worker.output.log else ""
+            text += f"\n    worker {worker.rank}{place}{log}"
+        return f" Last heard of:{text}\n   "
+
+    def _say(self, text: str) -> None:
+        print(f"tfscale: {text}", file=sys.stderr, flush=True)
+
+    def _outcome(self) -> Outcome:
+        """Judge a life that is over."""
+        beats = [worker.pulse.read() for worker in self._workers]
+        began = any(beat.is_watched or beat.step > 0 for beat in beats)
+        cause = verdict.cause(self._ends)
+        report = verdict.report(cause, self._ends) if cause else ""
+        if self._num_signals:
+            code = 130 if self._signals[0] == signal.SIGINT else verdict.ASKS_FOR_RESTART
+            report = report or verdict.report_of_leaving(self._ends)
+            return Outcome("stopped", code, report, (), began)
+        if self._hang:
+            return Outcome("failed", HUNG, self._hang[1], self._hang[0], began)
+        if cause is None:
+            return Outcome("done")
+        if cause.asks_for_restart:
+            return Outcome("restart", cause.exit_code, report, (cause.rank,), began)
+        code = cause.exit_code or next(e.exit_code for e in self._ends if e.is_failure)
+        return Outcome("failed", code, report, (cause.rank,), began)

@@ -1,0 +1,204 @@
+"""A worker's pulse: how far it is and what it is doing, written where its launcher can see it.
+
+The launcher makes a `Pulse` a worker; the worker inherits its memory through the file that
+TFSCALE_PULSE names, and `beat` writes into it. A beat costs about a microsecond and no system
+call. In a process that no launcher started, or whose launcher watches nothing, nothing happens.
+"""
+
+import contextlib
+import dataclasses
+import faulthandler
+import mmap
+import os
+import signal
+import struct
+import tempfile
+import time
+
+VARIABLE = "TFSCALE_PULSE"
+STACKS_SIGNAL = signal.SIGUSR2
+RESTING = ("start", "idle")  # phases in which no progress is expected
+
+# Number of the record, beats, process, flags, step, epoch, time, phase, and the number again:
+# where both numbers agree, all between them was written together.
+_RECORD = struct.Struct("=QQqQqqd16sQ")
+_ANSWERS, _SAVES = 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Beat:
+    """What a worker last said of itself.
+
+    Args:
+        number: beats so far; 0 where there was none.
+        pid: the process that beats; 0 before `begin`.
+        answers: whether it writes its stacks when it gets `STACKS_SIGNAL`.
+        saves: whether it saves and leaves when it gets SIGTERM.
+        step: updates of the weights so far; -1 before the first beat with one.
+        epoch: the epoch under way, from 0; -1 where it was not said.
+        seconds: when, on the clock of `time.monotonic`.
+        phase: "start", "train", "evaluate", "save", "idle", or a word of the script's own.
+    """
+
+    number: int
+    pid: int
+    answers: bool
+    saves: bool
+    step: int
+    epoch: int
+    seconds: float
+    phase: str
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the worker said that it is in the middle of work that goes on step by step."""
+        return self.number > 0 and self.phase not in RESTING
+
+    def place(self) -> str:
+        """Return where the worker was, as a report says it; "" where it never said."""
+        if not self.number:
+            return ""
+        if self.step < 0:
+            return f" in phase {self.phase}"
+        epoch = f", epoch {self.epoch + 1}" if self.epoch >= 0 else ""
+        return f" at step {self.step} ({self.phase}{epoch})"
+
+
+class Pulse:
+    """The launcher's end: memory for one worker's beats. It has no name in any folder."""
+
+    def __init__(self) -> None:
+        if hasattr(os, "memfd_create"):
+            self.handle = os.memfd_create("tfscale-pulse")
+        else:
+            with tempfile.TemporaryFile() as file:
+                self.handle = os.dup(file.fileno())
+        os.write(self.handle, bytes(_RECORD.size))  # a page that cannot be missing later
+        self._memory = mmap.mmap(self.handle, _RECORD.size)
+        found = os.fstat(self.handle)
+        self.variable = f"{self.handle}:{found.st_dev}:{found.st_ino}"
+
+    def read(self) -> Beat:
+        """Return the last beat."""
+        for _ in range(100):
+            first, number, pid, flags, step, epoch, at, phase, last = _RECORD.unpack(self._memory)
+            if first == last:
+                break
+        name = phase.rstrip(b"\0").decode("ascii", "replace")
+        answers, saves = bool(flags & _ANSWERS), bool(flags & _SAVES)
+        return Beat(number, pid, answers, saves, step if number else -1, epoch, at, name)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._memory.close()
+        os.close(self.handle)
+
+
+class _Own:
+    """What this process, as a worker, said last."""
+
+    def __init__(self) -> None:
+        self.memory: mmap.mmap | None = None
+        self.pid = self.records = self.number = self.flags = 0
+        self.step = self.epoch = -1
+        self.phase = b"start"
+
+
+_own = _Own()
+
+
+def begin() -> None:
+    """Let the launcher see this worker, and let it ask for the stacks of all threads.
+
+    A worker calls this early, on its main thread. From then on the signal `STACKS_SIGNAL` writes
+    them to standard error, also while Python waits in C++, unless the script has a handler of
+    its own for that signal. Calling it again does nothing.
+    """
+    if _own.memory is not None:
+        return
+    handle = _inherited_handle(os.environ.get(VARIABLE, ""))
+    if handle is None:
+        return
+    _own.memory, _own.pid = mmap.mmap(handle, _RECORD.size), os.getpid()
+    os.register_at_fork(after_in_child=_forget)
+    if signal.getsignal(STACKS_SIGNAL) == signal.SIG_DFL:
+        faulthandler.register(STACKS_SIGNAL, file=2, all_threads=True)
+        _own.flags |= _ANSWERS
+    _write()
+
+
+def beat(step: int, phase: str = "train", epoch: int = -1) -> None:
+    """Say that this worker is alive and how far it is.
+
+    The launcher's `--hang_timeout_seconds` begins anew with every beat. In the phases "start",
+    which begins a process and lasts until the first step is done, and "idle", in which a script
+    does other things, nothing is expected of a worker.
+
+    Args:
+        step: updates of the weights so far.
+        phase: "start", "train", "evaluate", "save" or "idle", or a word of the script's own of at
+            most 16 ASCII letters.
+        epoch: the epoch under way, from 0; -1 for none.
+    """
+    if _own.memory is None:
+        return
+    _own.number += 1
+    _own.step, _own.epoch, _own.phase = step, epoch, phase.encode("ascii", "replace")
+    _write()
+
+
+def promise_to_save(saves: bool = True) -> None:
+    """Say whether this worker, at SIGTERM, saves and leaves by itself.
+
+    The launcher gives it `--grace_seconds` then; a worker that has not promised anything gets 5
+    seconds at most. What it has started itself is left alone meanwhile.
+
+    Args:
+        saves: True from when the handler is set, False when it is no longer.
+    """
+    if _own.memory is None:
+        return
+    _own.flags = _own.flags | _SAVES if saves else _own.flags & ~_SAVES
+    _write()
+
+
+def life() -> int:
+    """Return which start of this run's workers this is: 1, and 2 after the first restart."""
+    return int(os.environ.get("TFSCALE_LIFE", "1"))
+
+
+def _forget() -> None:
+    """A fork of the worker is not the worker."""
+    _own.memory = None
+
+
+def _write() -> None:
+    own = _own
+    assert own.memory is not None
+    own.records += 1
+    _RECORD.pack_into(
+        own.memory,
+        0,
+        own.records,
+        own.number,
+        own.pid,
+        own.flags,
+        own.step,
+        own.epoch,
+        time.monotonic(),
+        own.phase,
+        own.records,
+    )
+
+
+def _inherited_handle(text: str) -> int | None:
+    """Return the file that the launcher gave to this process; None if another has its number."""
+    try:
+        handle, device, inode = map(int, text.split(":"))
+    except ValueError:
+        return None
+    with contextlib.suppress(OSError):
+        found = os.fstat(handle)
+        if (found.st_dev, found.st_ino) == (device, inode):
+            return handle
+    return None

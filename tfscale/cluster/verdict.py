@@ -1,0 +1,156 @@
+"""Which of several failed workers failed by itself, and what a report says about it.
+
+When a worker vanishes, its peers fail within milliseconds to seconds because they lost it. The
+cause is told from the consequences by what each process says at its end: a signal from outside
+and an exception of its own weigh more than "my peer is gone", whichever was seen first.
+"""
+
+import dataclasses
+import re
+import signal
+from pathlib import Path
+
+from tfscale.cluster.pulse import Beat
+
+ASKS_FOR_RESTART = 143
+_TRACEBACK = "Traceback (most recent call last):"
+# What TensorFlow and sockets say when the other end is gone.
+_PEER_IS_GONE = re.compile(
+    r"UnavailableError|UNAVAILABLE|ABORTED|AbortedError|[Cc]oordination service|heartbeat"
+    r"|Connection (reset|refused|aborted|closed)|Broken ?pipe|BrokenPipe|Socket closed"
+    r"|ConnectionResetError|ConnectionRefusedError|EOFError|Collective ops is aborted"
+    r"|workers must meet within"
+)
+_NUM_SHOWN = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """How one worker ended.
+
+    Args:
+        rank: its rank in this life.
+        code: exit code; -n for signal n.
+        seconds: when it was seen, on the clock of `time.monotonic`.
+        was_asked: whether the launcher had sent it a signal before.
+        lines: the last lines it wrote, oldest first.
+        log: the file with all of them, or `None`.
+        beat: its last beat.
+    """
+
+    rank: int
+    code: int
+    seconds: float
+    was_asked: bool
+    lines: tuple[str, ...]
+    log: Path | None
+    beat: Beat
+
+    @property
+    def exit_code(self) -> int:
+        """The code as a shell has it: 128+n for signal n."""
+        return self.code if self.code >= 0 else 128 - self.code
+
+    @property
+    def asks_for_restart(self) -> bool:
+        """Whether it left because somebody else than the launcher sent it SIGTERM."""
+        return not self.was_asked and self.exit_code == ASKS_FOR_RESTART
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it failed without being asked to end."""
+        return not self.was_asked and self.exit_code not in (0, ASKS_FOR_RESTART)
+
+    @property
+    def lost_a_peer(self) -> bool:
+        """Whether it says that it failed because another worker was gone."""
+        if not self.is_failure or self.code not in (1, -signal.SIGABRT):
+            return False
+        error = self._error_lines()
+        said = error if error and self.code == 1 else self.lines[-_NUM_SHOWN:]
+        return any(_PEER_IS_GONE.search(line) for line in said)
+
+    def reason(self) -> str:
+        """Return the signal or exit code, the exception if there was one, and the step."""
+        if self.code < 0:
+            name = signal.Signals(-self.code).name
+            reason = f"signal {name}"
+            if self.code == -signal.SIGKILL:
+                reason += " (from outside, or memory ran out)"
+        else:
+            reason = f"exit code {self.code}"
+        error = self._error_lines()
+        if error and self.code == 1:
+            reason += f", {error[0]}"
+        return reason + self.beat.place()
+
+    def _error_lines(self) -> tuple[str, ...]:
+        """Return the last exception that Python showed, without its frames."""
+        starts = [i for i, line in enumerate(self.lines) if line.startswith(_TRACEBACK)]
+        if not starts:
+            return ()
+        after = self.lines[starts[-1] + 1 :]
+        first = next((i for i, line in enumerate(after) if not line.startswith(" ")), len(after))
+        return after[first:]
+
+
+def cause(ends: list[End]) -> End | None:
+    """Return the end that made the others fail, or `None` where nobody failed.
+
+    Args:
+        ends: of one life, in the order in which they were seen.
+
+    Returns:
+        In this order: the first death by a signal, the first other failure of a worker's own; a
+        request for a restart; a worker that left with 0 before its peers lost it; the first of
+        those that lost a peer.
+    """
+    failures = [end for end in ends if end.is_failure]
+    own = [end for end in failures if not end.lost_a_peer]
+    by_signal = [end for end in own if end.code < 0]
+    requests = [end for end in ends if end.asks_for_restart]
+    left = [
+        end
+        for end in ends
+        if end.code == 0 and not end.was_asked and end.seconds < _first(failures)
+    ]
+    for group in (by_signal, own, requests, left if failures else [], failures):
+        if group:
+            return group[0]
+    return None
+
+
+def report(end: End, ends: list[End]) -> str:
+    """Return what a user is told about the cause of a failure: who, where, why, the last lines.
+
+    Args:
+        end: the cause, of `cause`.
+        ends: all ends of that life.
+    """
+    where = f"; all of it: {end.log}" if end.log else ""
+    lines = "".join(f"\n    {line}" for line in end.lines[-_NUM_SHOWN:]) or " none"
+    if end.code == 0:
+        after = next(other for other in ends if other.is_failure)
+        return (
+            f"tfscale: worker {end.rank} left too early: exit code 0{end.beat.place()}, while the "
+            f"others went on and lost it. Worker {after.rank} then failed: {after.reason()}{where}."
+            f" The last lines of worker {end.rank}:{lines}"
+        )
+    if end.asks_for_restart:
+        return f"tfscale: worker {end.rank} was asked to leave and did{end.beat.place()}."
+    return f"tfscale: worker {end.rank} failed first: {end.reason()}{where}. Its last lines:{lines}"
+
+
+def report_of_leaving(ends: list[End]) -> str:
+    """Return what went wrong when all were asked to save and leave; "" where all did."""
+    asked = (0, ASKS_FOR_RESTART, 128 + signal.SIGINT, 128 + signal.SIGKILL)
+    wrong = [end for end in ends if end.exit_code not in asked]
+    if not wrong:
+        return ""
+    end = wrong[0]
+    where = f"; all of it: {end.log}" if end.log else ""
+    return f"tfscale: worker {end.rank} did not leave as it should: {end.reason()}{where}."
+
+
+def _first(failures: list[End]) -> float:
+    return min((end.seconds for end in failures), default=0.0)
