@@ -118,7 +118,7 @@ class Guard:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", _SPAWN, "0", "0", "guard"],
+            [sys.executable, "-I", "-S", _SPAWN, str(os.getpid()), "0", "guard"],
             stdin=subprocess.PIPE,
             text=True,
             start_new_session=True,

@@ -16,7 +16,7 @@ ASKS_FOR_RESTART = 143
 _TRACEBACK = "Traceback (most recent call last):"
 # What TensorFlow and sockets say when the other end is gone.
 _PEER_IS_GONE = re.compile(
-    r"UnavailableError|UNAVAILABLE|ABORTED|AbortedError|[Cc]oordination service|heartbeat"
+    r"UnavailableError|UNAVAILABLE|ABORTED|AbortedError|[Cc]oordination ?[Ss]ervice|[Hh]eartbeat"
     r"|Connection (reset|refused|aborted|closed)|Broken ?pipe|BrokenPipe|Socket closed"
     r"|ConnectionResetError|ConnectionRefusedError|EOFError|Collective ops is aborted"
     r"|workers must meet within"

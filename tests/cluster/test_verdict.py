@@ -1,0 +1,94 @@
+"""Who failed first, from how all ended: causes are told from consequences."""
+
+import pathlib
+
+import pytest
+
+from tfscale.cluster import verdict
+from tfscale.cluster.pulse import Beat
+
+SILENT = Beat(0, 0, False, False, -1, -1, 0.0, "")
+AT_57 = Beat(9, 1, True, False, 57, 2, 0.0, "train")
+
+
+def traceback(*error):
+    frames = ["Traceback (most recent call last):", '  File "script.py", line 3, in <module>']
+    return ("some output", *frames, *error)
+
+
+# As TensorFlow 2.21 writes it when a peer is killed, frozen, or gone before.
+KILLED_PEER = traceback(
+    "tensorflow.python.framework.errors_impl.UnavailableError: Graph execution error:",
+    "Detected at node while/CollectiveReduceV2 defined at (most recent call last):",
+    '  File "loop.py", line 131, in _fit_epoch',
+    "Collective ops is aborted by: recvmsg:Connection reset by peer",
+)
+FROZEN_PEER = traceback(
+    "tensorflow.python.framework.errors_impl.InternalError: Graph execution error:",
+    "Collective ops is aborted by: Error reported from /job:worker/task:1: The following tasks",
+    "are unhealthy (stopped sending heartbeats):",
+)
+OWN = traceback("ValueError: a bad batch")
+
+
+def end(rank, code, seconds, lines=(), asked=False, beat=SILENT):
+    return verdict.End(rank, code, seconds, asked, tuple(lines), None, beat)
+
+
+@pytest.mark.parametrize(
+    ("ends", "rank"),
+    [
+        ([end(0, 1, 1.0, KILLED_PEER), end(1, -9, 1.005)], 1),
+        ([end(0, 1, 1.0, FROZEN_PEER), end(1, 1, 1.1, OWN)], 1),
+        ([end(0, 1, 1.0, OWN), end(1, -9, 1.005)], 1),
+        ([end(0, 1, 1.0, OWN), end(1, 1, 1.2, traceback("TypeError: later"))], 0),
+        ([end(0, -6, 1.0, ["F0000 UNAVAILABLE: Socket closed"]), end(1, -11, 1.1)], 1),
+        ([end(0, -6, 1.0, ["terminate called"]), end(1, 1, 1.1, KILLED_PEER)], 0),
+        ([end(0, 7, 1.0, ["UNAVAILABLE, a word in its output"]), end(1, 1, 1.2, OWN)], 0),
+        ([end(1, 0, 1.0), end(0, 1, 2.0, KILLED_PEER)], 1),
+        ([end(1, 0, 1.0), end(0, 1, 2.0, OWN)], 0),
+        ([end(0, 1, 1.0, KILLED_PEER), end(1, 0, 2.0)], 0),
+        ([end(1, 143, 1.0), end(0, 1, 2.0, KILLED_PEER)], 1),
+        ([end(1, -15, 1.0), end(0, 1, 2.0, KILLED_PEER)], 1),
+        ([end(1, 143, 1.0), end(0, 1, 2.0, OWN)], 0),
+        ([end(1, 143, 1.0), end(0, 1, 2.0, OWN, asked=True)], 1),
+        ([end(0, 1, 1.0, KILLED_PEER), end(1, 1, 1.2, FROZEN_PEER)], 0),
+        ([end(0, 3, 1.0), end(1, -9, 2.0, asked=True)], 0),
+    ],
+)
+def test_the_cause_is_not_what_was_seen_first(ends, rank):
+    assert verdict.cause(ends).rank == rank
+
+
+def test_nobody_failed():
+    assert verdict.cause([end(0, 0, 1.0), end(1, 0, 2.0)]) is None
+    assert verdict.cause([end(0, -15, 1.0, asked=True), end(1, 9, 1.0, asked=True)]) is None
+
+
+def test_an_error_before_the_last_one_does_not_count():
+    """A script that went on after it had lost something, and then failed by itself."""
+    assert not end(0, 1, 1.0, KILLED_PEER + OWN).lost_a_peer
+    assert end(0, 1, 1.0, OWN + KILLED_PEER).lost_a_peer
+
+
+def test_report_says_who_where_and_why():
+    told = verdict.report(end(1, -9, 1.0, map(str, range(30)), beat=AT_57), [])
+    assert told.startswith(
+        "tfscale: worker 1 failed first: signal SIGKILL (from outside, or memory ran out) at step "
+        "57 (train, epoch 3). Its last lines:\n    20\n"
+    )
+    assert told.endswith("\n    29")
+
+
+def test_report_of_an_exception_has_its_last_line():
+    failed = verdict.End(0, 1, 1.0, False, OWN, pathlib.Path("logs/worker-0.log"), AT_57)
+    told = verdict.report(failed, [failed]).splitlines()[0]
+    assert "exit code 1, ValueError: a bad batch at step 57 (train, epoch 3)" in told
+    assert told.endswith("; all of it: logs/worker-0.log. Its last lines:")
+
+
+def test_report_of_a_worker_that_left_too_early_names_who_lost_it():
+    ends = [end(1, 0, 1.0, ["done"]), end(0, 1, 2.0, KILLED_PEER)]
+    told = verdict.report(verdict.cause(ends), ends)
+    assert told.startswith("tfscale: worker 1 left too early: exit code 0, while the others")
+    assert "Worker 0 then failed: exit code 1, tensorflow.python" in told
