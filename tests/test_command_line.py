@@ -292,17 +292,73 @@ def test_a_task_of_a_cluster_does_not_train_alone(capsys, monkeypatch):
     assert "--strategy=multiworker or auto" in line and "cluster of 2 tasks" in line
 
 
-def test_never_moves_a_run_aside_before_the_workers_open_their_logs(tmp_path, monkeypatch):
+@pytest.fixture
+def started(monkeypatch):
+    """What `fit` would have run on this machine: the arguments and the options."""
+    calls = []
+    monkeypatch.setattr(
+        fit.supervise, "run_local_workers", lambda *args, **more: calls.append((args, more)) or 0
+    )
+    return calls
+
+
+def resume_of(started, life):
+    """The last word on --resume in the workers' command of a life."""
+    (command, _), _ = started[0]
+    return [word for word in command(life) if word.startswith("--resume=")][-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "first", "later"),
+    [("auto", "auto", "auto"), ("never", "auto", "auto"), ("some/path", "some/path", "some/path")],
+)
+def test_a_restart_goes_on_as_the_run_was_asked_to(tmp_path, started, given, first, later):
+    flags = ["--strategy=multiworker", "--workers=2", f"--run_dir={tmp_path}"]
+    assert fit.main([*flags, f"--resume={given}"]) == 0
+    assert resume_of(started, 1) == f"--resume={first}"
+    assert resume_of(started, 2) == f"--resume={later}"
+    (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)
+    assert resume_of(started, 2) == "--resume=auto"
+    assert resume_of(started, 1) == f"--resume={first}"
+
+
+def test_a_restart_does_not_take_checkpoints_for_its_own_that_were_there_before(tmp_path, started):
+    (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)
+    flags = ["--strategy=multiworker", "--workers=2", f"--run_dir={tmp_path}", "--resume=here"]
+    assert fit.main(flags) == 0
+    assert resume_of(started, 2) == "--resume=here"
+    (tmp_path / "checkpoints" / "step-00000007").mkdir()
+    assert resume_of(started, 2) == "--resume=auto"
+
+
+def test_supervision_is_handed_on_and_a_dry_run_is_not_repeated(tmp_path, started):
+    flags = ["--strategy=multiworker", "--workers=3", "--min_workers=2", "--grace_seconds=7"]
+    assert fit.main([*flags, "--hang_timeout_seconds=9"]) == 0
+    assert fit.main([*flags, "--max_restarts=5", "--dry_run"]) == 0
+    (_, num_workers), options = started[0]
+    expected = {"max_restarts": 3, "hang_timeout_seconds": 9, "grace_seconds": 7}
+    expected |= {"min_workers": 2, "max_workers": None}
+    assert num_workers == 3 and expected.items() <= options.items()
+    assert started[1][1]["max_restarts"] == 0
+    (command, _), _ = started[0]
+    assert command(1)[-2] == "--workers=0"  # TF_CONFIG says how many they are
+
+
+def test_numbers_of_workers_out_of_order_are_refused_before_a_run_is_moved(capsys, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    flags = ["--strategy=multiworker", "--workers=2", "--resume=never", f"--run_dir={tmp_path}"]
+    line = refusal(capsys, *flags, "--min_workers=3")
+    assert "Received: 2 workers, min_workers=3" in line
+    assert (tmp_path / "config.json").exists()
+
+
+def test_never_moves_a_run_aside_before_the_workers_open_their_logs(tmp_path, started):
     run_dir = tmp_path / "run"
     (run_dir / "logs").mkdir(parents=True)
     (run_dir / "config.json").write_text("{}")
     (run_dir / "logs" / "worker-0.log").write_text("the first life")
-    started = []
-    monkeypatch.setattr(
-        fit.supervise, "run_local_workers", lambda *args, **kwargs: started.append(kwargs) or 0
-    )
     flags = ["--strategy=multiworker", "--workers=2", "--resume=never", f"--run_dir={run_dir}"]
     assert fit.main(flags) == 0
-    assert started[0]["log_dir"] == str(run_dir / "logs") and not run_dir.exists()
+    assert started[0][1]["log_dir"] == str(run_dir / "logs") and not run_dir.exists()
     moved = tmp_path / "run.1" / "logs" / "worker-0.log"
     assert moved.read_text() == "the first life"

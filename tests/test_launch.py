@@ -63,6 +63,7 @@ def found(*arguments, cwd=ROOT):
         (["--workers=two", FAILS], r"--workers=two"),
         (["--seed=-1", FAILS], r"--seed=-1"),
         (["--start_timeout_seconds=0", FAILS], r"--start_timeout_seconds=0"),
+        (["--max_restarts=-1", FAILS], r"--max_restarts=-1"),
     ],
 )
 def test_what_cannot_be_started_is_refused_in_one_line(capsys, monkeypatch, arguments, message):
@@ -96,7 +97,9 @@ def test_what_does_not_fit_the_cluster_is_refused(capsys, monkeypatch, task, wor
 def test_what_follows_the_script_belongs_to_it(monkeypatch):
     started = []
     monkeypatch.setattr(
-        launch.supervise, "run_local_workers", lambda *args, **more: started.append((args, more)) or 7
+        launch.supervise,
+        "run_local_workers",
+        lambda *args, **more: started.append((args, more)) or 7,
     )
     monkeypatch.chdir(ROOT)
     for before in (["--workers=3"], ["--workers", "3"], ["--workers=3", "--"]):
@@ -107,10 +110,13 @@ def test_what_follows_the_script_belongs_to_it(monkeypatch):
         assert command[-5:] == [FAILS, "--help", "--workers=9", "--", "-m"]
         assert re.fullmatch(r"runs/launch_fails-\d{8}-\d{6}/logs", more["log_dir"])
         assert more["private_network"] is None  # where the kernel allows it, or with a warning
-    argv = ["--private_network=false", "--nokeras_fit", "--seed=5", "-m", "json.tool", "--seed=6"]
+        assert more["max_restarts"] == 0  # a script may have no checkpoints to go on from
+    argv = ["--private_network=false", "--nokeras_fit", "--seed=5", "--max_restarts", "2"]
+    argv += ["-m", "json.tool", "--seed=6"]
     assert launch.main(argv) == 7
     (command, num_workers), more = started.pop()
     assert num_workers == 1 and command[-3:] == ["-m", "json.tool", "--seed=6"]
+    assert more["max_restarts"] == 2
     assert more["private_network"] is False
     settings = json.loads(command[-4])
     assert (settings["seed"], settings["keras_fit"]) == (5, False)
