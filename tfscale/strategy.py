@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from tfscale.cluster import environment, ports, rendezvous
+from tfscale.cluster import environment, ports, pulse, rendezvous
 from tfscale.config import STRATEGIES
 from tfscale.data.shards import Shard
 
@@ -42,6 +42,7 @@ def make_strategy(
         ValueError: for an unknown name, more replicas than devices, a port in use, or a second
             multi-worker strategy in one process.
     """
+    pulse.begin()
     if name not in STRATEGIES:
         raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}. Received: {name!r}.")
     cluster = cluster or environment.resolve()

@@ -5,6 +5,7 @@ waits for the device once: the numbers it needs come back together.
 """
 
 import contextlib
+import functools
 
 import tensorflow as tf
 
@@ -34,20 +35,22 @@ class Functions:
         self._reduction, self._reports_last = reduction, reports_last
         self._report_names, self._is_traced = {True: None, False: None}, False
 
+        plain = functools.partial(tf.function, autograph=False)  # to convert costs 0.1 s each
+
         def graph(function, **options):
             if getattr(model, "run_eagerly", False):
                 return function
-            return tf.function(function, autograph=False, **options)
+            return plain(function, **options)
 
         self.train_steps = graph(self._train_steps)
         self.test_steps = graph(self._test_steps)
         self.step_on_batch = graph(self._step_on_batch, reduce_retracing=True)
         self.predict_step = graph(self._predict_step, reduce_retracing=True)
         self.metrics = graph(self._metrics)
-        self.reset_metrics = tf.function(model.reset_metrics)
-        self.agree = tf.function(self._agree)
-        self.read_state = tf.function(lambda: state.read(model))
-        self.average_statistics = tf.function(lambda: saving.average_statistics(model))
+        self.reset_metrics = plain(model.reset_metrics)
+        self.agree = plain(self._agree)
+        self.read_state = plain(lambda: state.read(model))
+        self.average_statistics = plain(lambda: saving.average_statistics(model))
 
     def prepare(self, spec, training=True):
         """Trace one step on batches of a spec, to learn what a step of the user's own reports."""

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfscale.cluster import pulse
 from tfscale.data import elements
 from tfscale.strategy import shard_of
 from tfscale.training import callbacks as callbacks_lib
@@ -43,7 +44,7 @@ class Loop:
         self.reduction = reduction
         self._step = None if step is None else own_step.as_graph(step)
         self._jit_compile, self._reports_last = jit_compile, reports_last
-        self._functions, self._parts = None, []
+        self._functions, self._parts, self._is_training = None, [], False
 
     def prepare(self, spec, purpose):
         """Make all variables and the graphs' functions, anew after `compile`.
@@ -58,6 +59,7 @@ class Loop:
             jit_compile = bool(model.compiled and model.jit_compile)
         parts = [
             getattr(model, "optimizer", None),
+            getattr(getattr(model, "optimizer", None), "built", None),
             model.compiled and model.run_eagerly,
             jit_compile,
             *model.metrics,
@@ -91,7 +93,7 @@ class Loop:
             Keras' `History`.
         """
         history = next(c for c in run.callbacks.callbacks if isinstance(c, keras.callbacks.History))
-        self.model.stop_training = False
+        self.model.stop_training, self._is_training = False, True
         with self.strategy.scope():
             run.callbacks.on_train_begin()
             self._restore(resume_from, run, history)
@@ -104,6 +106,8 @@ class Loop:
                 optimizer.finalize_variable_values(self.model.trainable_weights)
             run.callbacks.on_train_end(logs)
             self._wait_for_all()
+        self._is_training = False
+        pulse.beat(self.progress.step, "idle")
         return history
 
     def take_one_step(self, data):
@@ -133,6 +137,7 @@ class Loop:
                 logs = chosen
             if taken:
                 at.advance(taken, examples, time.perf_counter() - began)
+                pulse.beat(at.step, "train", at.epoch)
                 run.pace.measured(votes[1])
                 run.callbacks.on_train_batch_end(at.position - 1, logs)
             if taken < k:
@@ -244,6 +249,7 @@ class Loop:
             taken = self._functions.test_steps(iterator, tf.constant(k), open_ended=num_steps < 0)
             steps, examples = int(taken["steps"]), int(taken["examples"])
             position += steps
+            pulse.beat(self.progress.step, "evaluate", self.progress.epoch)
             sums = self._added(sums, taken["reports"], examples)
             if steps and steps_per_execution:
                 callbacks.on_test_batch_end(position - 1, self._scores(sums))
@@ -253,6 +259,7 @@ class Loop:
         if position and not steps_per_execution:
             callbacks.on_test_batch_end(position - 1, logs)
         data.end_epoch()
+        pulse.beat(self.progress.step, "train" if self._is_training else "idle")
         callbacks.on_test_end(logs)
         return logs
 
