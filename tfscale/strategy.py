@@ -84,6 +84,11 @@ def set_seed(seed):
     keras.utils.set_random_seed(seed)
 
 
+def is_seeded():
+    """Return whether TensorFlow has a seed; asking `tf.compat.v1.get_seed` would use one up."""
+    return context.global_seed() is not None
+
+
 def shard_of(strategy):
     """Return which part of every global batch this process trains on.
 

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfscale.cluster import environment
-from tfscale.strategy import set_seed
+from tfscale.strategy import is_seeded, set_seed
 from tfscale.training import callbacks as callbacks_lib
 from tfscale.training import fit_run, keras_data, loop, pace, saving
 from tfscale.training import reduction as reduction_lib
@@ -51,7 +51,7 @@ def enable_keras_fit():
         setattr(keras.Model, name, _replaced(name, own))
     saving.install()
     workers = environment.resolve().workers
-    if len(workers) > 1 and tf.compat.v1.get_seed(None) == (None, None):
+    if len(workers) > 1 and not is_seeded():
         set_seed(zlib.crc32(" ".join(workers).encode()))
 
 
