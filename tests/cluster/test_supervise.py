@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tfscale.cluster import supervise
+from tfscale.cluster import life, supervise
 
 ROOT = Path(supervise.__file__).parents[2]
 HEAD = """
@@ -344,6 +344,17 @@ class TestHang:
         code, _, told = run(code, max_restarts=1)
         assert code == 0 and "worker 1 hangs: stopped, as by SIGSTOP" in told
         assert "failed first" not in told
+
+    def test_without_a_timeout_it_says_once_that_nothing_goes_on(self, run, monkeypatch):
+        monkeypatch.setattr(life, "_NOTICE_SECONDS", 0.3)
+        code = """
+        pulse.beat(5)
+        time.sleep(2)
+        """
+        code, _, told = run(code, 1)
+        assert code == 0 and told.count("no worker has made a step for") == 1
+        assert re.search(r"worker 0 at step 5 \(train\), \d+ s ago; log logs/worker-0\.log", told)
+        assert "--hang_timeout_seconds=N would end them" in told
 
     @pytest.mark.parametrize("phase", ["start", "idle"])
     def test_nothing_is_expected_before_training_and_after_it(self, run, phase):

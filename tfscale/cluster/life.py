@@ -4,6 +4,7 @@ Shows what they print, hands signals on, and ends all when one has failed, hangs
 Whether another life follows is decided in `supervise`; who failed first, in `verdict`.
 """
 
+import contextlib
 import dataclasses
 import os
 import selectors
@@ -21,7 +22,7 @@ HUNG = 124  # exit code of a run that ends because its workers hang; that of tim
 _POLL_SECONDS = 0.05
 _SETTLE_SECONDS = 0.3  # deaths within it count as one: the cause may be seen after its consequence
 _PEER_SECONDS = 3.0  # how long the cause may be waited for when only consequences were seen
-_END_SECONDS = 5.0  # from SIGTERM to SIGKILL for a worker that did not promise to save
+END_SECONDS = 5.0  # from SIGTERM to SIGKILL for a worker that did not promise to save
 _NOTICE_SECONDS = 600.0  # of standing still until the launcher says so
 
 
@@ -75,7 +76,8 @@ class Worker:
 
     def signal_alone(self, number: int) -> None:
         """Send a signal to the worker and to nothing that it started."""
-        os.kill(self.beating_pid(), number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.beating_pid(), number)
 
     def ask_to_end(self, number: int, grace_seconds: float) -> None:
         """Send a signal, and have SIGKILL follow once the time of grace is over."""
@@ -85,7 +87,7 @@ class Worker:
             self.signal_alone(signal.SIGTERM)
         else:
             local.signal_group(self.process, number)
-            grace_seconds = min(grace_seconds, _END_SECONDS)
+            grace_seconds = min(grace_seconds, END_SECONDS)
         self.was_asked = True
         self.kill_at = min(self.kill_at, time.monotonic() + grace_seconds)
 
@@ -118,6 +120,7 @@ class Life:
         hang_timeout_seconds: how long no worker may make a step once training has begun; 0 for
             as long as they like.
         grace_seconds: time to save and to leave after a signal, for workers that promised to.
+        end_seconds: time to leave after another's failure, when there is nothing to save.
     """
 
     def __init__(
@@ -127,12 +130,14 @@ class Life:
         *,
         hang_timeout_seconds: float = 0.0,
         grace_seconds: float = 60.0,
+        end_seconds: float = END_SECONDS,
     ):
         self._workers = workers
         self._signals = signals
         self._num_signals = 0
         self._hang_timeout_seconds = hang_timeout_seconds
         self._grace_seconds = grace_seconds
+        self._end_seconds = min(end_seconds, grace_seconds)
         self._quiet = stall.Quiet()
         self._noticed = False
         self._ends: list[verdict.End] = []
@@ -207,7 +212,7 @@ class Life:
 
     def _end_all(self, alive: Sequence[Worker]) -> None:
         for worker in alive:
-            worker.ask_to_end(signal.SIGTERM, min(self._grace_seconds, _END_SECONDS))
+            worker.ask_to_end(signal.SIGTERM, self._end_seconds)
 
     def _look_for_progress(self) -> None:
         """Say when nobody makes a step, and end all when that has lasted for too long."""
