@@ -72,7 +72,7 @@ class Functions:
         if trace is None or self._strategy.num_replicas_in_sync == 1:
             return None
         if not self._is_traced:
-            trace(iterator, tf.constant(1), tf.zeros([2], tf.int64), open_ended=open_ended)
+            trace(iterator, tf.constant(1), tf.zeros([3], tf.int64), open_ended=open_ended)
             self._is_traced = True
         return 1 if self._reduction.gathers_rows else None
 
