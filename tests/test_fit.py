@@ -265,7 +265,7 @@ class TestGoingOn:
         check_equal_runs(stopped, undisturbed)
 
     def test_damaged_checkpoint_is_passed_over(self, stopped, undisturbed, caplog):
-        state = stopped / "checkpoints" / "step-00000050" / "state.npz"
+        state = stopped / "checkpoints" / "step-00000050" / "state.bin"
         content = bytearray(state.read_bytes())
         content[len(content) // 2] ^= 1
         state.write_bytes(content)

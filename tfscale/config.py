@@ -136,8 +136,16 @@ class TrainConfig:
 class CheckpointConfig:
     """What survives."""
 
-    save_every_steps: int = _field(0, "steps between two checkpoints; 0: at the end of each epoch")
+    save_every_steps: int = _field(0, "steps between two checkpoints; 0: none by steps")
+    save_every_seconds: float = _field(0.0, "seconds between two checkpoints; 0: none by the clock")
+    save_every_epochs: int = _field(
+        0, "epochs between two checkpoints; 0: each epoch, unless steps or seconds are given"
+    )
     keep_last: int = _field(2, "newest checkpoints to keep")
+    keep_best: str = _field(
+        "", "keep the best one too, by this metric at an epoch's end: val_loss, accuracy, ..."
+    )
+    best_mode: str = _field("auto", "which value is best: max, min, or auto: by the metric")
 
 
 @dataclasses.dataclass

@@ -83,6 +83,8 @@ class Experiment:
             callbacks=callbacks,
             checkpoints=folder.checkpoints,
             save_every_steps=config.checkpoint.save_every_steps,
+            save_every_seconds=config.checkpoint.save_every_seconds,
+            save_every_epochs=config.checkpoint.save_every_epochs,
             resume_from=saved,
             verbose=verbose,
         )
@@ -126,7 +128,8 @@ class Experiment:
         strategy, is_chief = self.trainer.strategy, self.trainer.is_chief
         [seconds] = strategy_lib.sum_over_workers(strategy, [int(time.time()) * is_chief])
         path = run_dir or run_folder.default_path(self.config, seconds)
-        folder = run_folder.RunFolder(path, self.config.checkpoint.keep_last)
+        keep = self.config.checkpoint
+        folder = run_folder.RunFolder(path, keep.keep_last, keep.keep_best, keep.best_mode)
         refusal = None
         if is_chief:
             try:
@@ -150,7 +153,10 @@ class Experiment:
         if resume not in ("auto", "never"):
             path = pathlib.Path(resume)
         else:
-            newest = folder.checkpoints.newest() if self.trainer.is_chief else None
+            newest = None
+            if self.trainer.is_chief:
+                folder.checkpoints.clean()
+                newest = folder.checkpoints.newest()
             choice = 0 if newest is None else newest + 1
             [choice] = strategy_lib.sum_over_workers(self.trainer.strategy, [choice])
             if not choice:
@@ -311,6 +317,8 @@ def _check_counts(config):
         "train.validate_every": (config.train.validate_every, 0),
         "train.seed": (config.train.seed, 0),
         "checkpoint.save_every_steps": (config.checkpoint.save_every_steps, 0),
+        "checkpoint.save_every_seconds": (config.checkpoint.save_every_seconds, 0),
+        "checkpoint.save_every_epochs": (config.checkpoint.save_every_epochs, 0),
         "checkpoint.keep_last": (config.checkpoint.keep_last, 1),
         "log.every_steps": (config.log.every_steps, 0),
     }
@@ -319,6 +327,11 @@ def _check_counts(config):
             raise ValueError(
                 f"`{name}` must be at least {least}. Received: {value}. Use {least} or more."
             )
+    if config.checkpoint.best_mode not in checkpoint_lib.MODES:
+        raise ValueError(
+            f"`checkpoint.best_mode` must be one of {', '.join(checkpoint_lib.MODES)}. "
+            f"Received: {config.checkpoint.best_mode!r}."
+        )
     policies = ("", "float32", "mixed_bfloat16", "mixed_float16")
     if config.train.mixed_precision not in policies:
         raise ValueError(

@@ -37,16 +37,20 @@ class RunFolder:
     Args:
         path: the folder; made by `open`.
         keep_last: checkpoints to keep.
+        keep_best: metric by which the best one is kept too.
+        best_mode: which value is best.
     """
 
-    def __init__(self, path, keep_last=2):
+    def __init__(self, path, keep_last=2, keep_best="", best_mode="auto"):
         self.path = pathlib.Path(path)
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.model = self.path / "model.keras"
         self.summary = self.path / "summary.json"
         self.tensorboard = self.path / "tensorboard"
-        self.checkpoints = checkpoint_lib.Checkpoints(self.path / "checkpoints", keep_last)
+        self.checkpoints = checkpoint_lib.Checkpoints(
+            self.path / "checkpoints", keep_last, keep_best, best_mode
+        )
 
     def open(self, config, resume):
         """Make the folder, or check that a run in it may go on. For the chief alone.

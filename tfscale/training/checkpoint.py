@@ -1,23 +1,26 @@
-"""State on disk: whole or absent, checked before it is used.
+"""The checkpoints of one run: whole or absent, checked before they are used.
 
-A checkpoint is a folder `step-N` with the arrays in `state.npz` and, in `manifest.json`, what
-they are, their checksum, and a few numbers and words about the run. It is written beside, synced
-and renamed; pickle is never used. What belongs into the state is the trainer's affair.
+A checkpoint is a folder `step-N` with the files of `checkpoint_files.py`. It is written beside,
+synced and renamed. What belongs into the state is the trainer's affair, when to save the saver's.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
 import re
 import shutil
 
-import ml_dtypes
 import numpy as np
 from absl import logging
 
+from tfscale.training import checkpoint_files
+from tfscale.training.checkpoint_files import Damaged, sync_folder
+
 _FOLDER = re.compile(r"step-(\d+)$")
+# What a crash may leave: one half written, one half removed, and one that another of its step was
+# about to replace.
+_WRITING, _REMOVING, _REPLACED = ".writing", ".removing", ".replaced"
+MODES = ("auto", "max", "min")
 
 
 @dataclasses.dataclass
@@ -38,37 +41,48 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run, of which the newest few are kept.
+    """The checkpoints of one run, of which the newest few are kept, and the best.
 
     Args:
         directory: the folder that holds them; made when the first one is saved.
-        keep_last: how many to keep, at least 1.
+        keep_last: how many of the newest to keep, at least 1.
+        keep_best: keep the best one too, by this metric at the end of an epoch: "val_loss",
+            "val_accuracy", ...; "" for none.
+        best_mode: "max" or "min" for what is best; "auto" by the metric, as Keras' callbacks.
 
     Raises:
-        ValueError: if `keep_last` is below 1.
+        ValueError: if `keep_last` is below 1, or the mode is unknown.
     """
 
-    def __init__(self, directory, keep_last=2):
+    def __init__(self, directory, keep_last=2, keep_best="", best_mode="auto"):
         if keep_last < 1:
             raise ValueError(
                 "`checkpoint.keep_last` must be at least 1. "
                 f"Received: keep_last={keep_last}. Use 1 or more."
             )
+        if best_mode not in MODES:
+            raise ValueError(
+                f"`checkpoint.best_mode` must be one of {', '.join(MODES)}. "
+                f"Received: {best_mode!r}. Leave it out to have it chosen by the metric."
+            )
         self.directory = pathlib.Path(directory)
-        self.keep_last = keep_last
+        self.keep_last, self.keep_best, self.best_mode = keep_last, keep_best, best_mode
 
     def steps(self):
         """Return the steps that have a checkpoint, in order, whole or not."""
-        if not self.directory.is_dir():
-            return []
-        found = (_FOLDER.match(entry.name) for entry in self.directory.iterdir())
+        found = (_FOLDER.match(entry.name) for entry in self._entries())
         return sorted(int(match.group(1)) for match in found if match)
+
+    def unfinished(self):
+        """Return the folders that are being written or removed, or were when a run was killed."""
+        ends = (_WRITING, _REMOVING, _REPLACED)
+        return sorted(entry for entry in self._entries() if entry.name.endswith(ends))
 
     def path(self, step):
         """Return the folder of a step's checkpoint."""
         return self.directory / f"step-{step:08d}"
 
-    def save(self, checkpoint):
+    def save(self, checkpoint, also_keep=()):
         """Write a checkpoint, then remove those that it makes needless. For the chief alone.
 
         These are the oldest, and those of later steps: a run that went on from an earlier
@@ -76,29 +90,42 @@ class Checkpoints:
 
         Args:
             checkpoint: a `Checkpoint`; its `path` is not used.
+            also_keep: steps whose checkpoints stay however old they are.
 
         Raises:
             OSError: if the disk is full or not writable; earlier checkpoints stay as they are.
         """
         final = self.path(checkpoint.step)
-        beside = final.with_name(final.name + ".writing")
+        beside, replaced = _with_end(final, _WRITING), _with_end(final, _REPLACED)
         if beside.exists():
             shutil.rmtree(beside)
         beside.mkdir(parents=True)
         try:
-            _write(beside, checkpoint)
+            checkpoint_files.write(beside, checkpoint.step, checkpoint.arrays, checkpoint.facts)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
         if final.exists():
-            shutil.rmtree(final)
+            os.rename(final, replaced)
         os.rename(beside, final)
-        _sync(self.directory)
+        sync_folder(self.directory)
+        shutil.rmtree(replaced, ignore_errors=True)
         steps = self.steps()
         left_behind = [step for step in steps if step > checkpoint.step]
         too_old = [step for step in steps if step <= checkpoint.step][: -self.keep_last]
-        for step in left_behind + too_old:
-            shutil.rmtree(self.path(step))
+        for step in {*left_behind, *too_old} - {*also_keep}:
+            _remove(self.path(step))
+
+    def clean(self):
+        """Remove what a killed run has left unfinished. For the chief alone, before it saves."""
+        for entry in self.unfinished():
+            if entry.name.endswith(_REPLACED):
+                final = entry.with_name(entry.name.removesuffix(_REPLACED))
+                if not final.exists():  # killed between two renames: the old one is the good one
+                    os.rename(entry, final)
+                    continue
+            logging.info("Removing %s, which an earlier life left unfinished.", entry)
+            shutil.rmtree(entry, ignore_errors=True)
 
     def newest(self):
         """Return the newest step whose checkpoint is whole, or None.
@@ -107,11 +134,14 @@ class Checkpoints:
         """
         for step in reversed(self.steps()):
             try:
-                read(self.path(step))
+                check(self.path(step))
                 return step
             except ValueError as error:
                 logging.warning("%s Using the one before it.", error)
         return None
+
+    def _entries(self):
+        return self.directory.iterdir() if self.directory.is_dir() else ()
 
 
 def read(path):
@@ -127,52 +157,29 @@ def read(path):
         ValueError: if there is none, or it is damaged or not one of ours.
     """
     path = pathlib.Path(path)
-    rule = "A checkpoint must be a folder with a whole state.npz and its manifest.json."
-    way_out = "Use the one before it, or --resume=never."
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        state = (path / "state.npz").read_bytes()
-        if hashlib.sha256(state).hexdigest() != manifest["sha256"]:
-            raise ValueError("the checksum of state.npz is another")
-        with np.load(path / "state.npz", allow_pickle=False) as stored:
-            arrays = {
-                name: stored[f"a{i}"].view(_dtype(kind)).reshape(shape)
-                for i, (name, kind, shape) in enumerate(manifest["arrays"])
-            }
-        return Checkpoint(manifest["step"], arrays, manifest["facts"], path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{rule} Received: {path} ({reason}). {way_out}") from None
+        manifest = checkpoint_files.read_manifest(path)
+        arrays = dict(checkpoint_files.read_arrays(path, manifest))
+    except Damaged as damage:
+        raise _refusal(path, damage) from None
+    return Checkpoint(manifest["step"], arrays, manifest["facts"], path)
 
 
-def _write(folder, checkpoint):
-    """Write the two files of a checkpoint and sync them."""
-    names = list(checkpoint.arrays)
-    with open(folder / "state.npz", "wb") as file:
-        # Bytes, because .npz has no bfloat16; the manifest says what they are.
-        np.savez(
-            file,
-            **{
-                f"a{i}": np.frombuffer(
-                    np.ascontiguousarray(checkpoint.arrays[name]).tobytes(), "u1"
-                )
-                for i, name in enumerate(names)
-            },
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    arrays = [(n, checkpoint.arrays[n].dtype.name, checkpoint.arrays[n].shape) for n in names]
-    manifest = {
-        "step": checkpoint.step,
-        "sha256": hashlib.sha256((folder / "state.npz").read_bytes()).hexdigest(),
-        "arrays": arrays,
-        "facts": checkpoint.facts,
-    }
-    with open(folder / "manifest.json", "w") as file:
-        json.dump(manifest, file)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(folder)
+def check(path):
+    """Read all of a checkpoint and keep none of it, however large it is.
+
+    Args:
+        path: the folder of a checkpoint.
+
+    Raises:
+        ValueError: as `read` does.
+    """
+    path = pathlib.Path(path)
+    try:
+        for _ in checkpoint_files.read_arrays(path, checkpoint_files.read_manifest(path)):
+            pass
+    except Damaged as damage:
+        raise _refusal(path, damage) from None
 
 
 def write_whole(path, text):
@@ -183,7 +190,7 @@ def write_whole(path, text):
         text: what it will hold.
     """
     path = pathlib.Path(path)
-    beside = path.with_name(path.name + ".writing")
+    beside = path.with_name(path.name + _WRITING)
     try:
         with open(beside, "w") as file:
             file.write(text)
@@ -193,17 +200,22 @@ def write_whole(path, text):
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync_folder(path.parent)
 
 
-def _dtype(name):
-    return np.dtype(getattr(ml_dtypes, name)) if hasattr(ml_dtypes, name) else np.dtype(name)
+def _refusal(path, damage):
+    return ValueError(
+        "A checkpoint must be a folder as it was written, with state.bin and manifest.json. "
+        f"Received: {path} ({damage}). Use the one before it, or --resume=never."
+    )
 
 
-def _sync(folder):
-    """Make a rename last through a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _with_end(path, end):
+    return path.with_name(path.name + end)
+
+
+def _remove(path):
+    """Remove a checkpoint so that a half of it is never taken for one."""
+    removing = _with_end(path, _REMOVING)
+    os.rename(path, removing)
+    shutil.rmtree(removing, ignore_errors=True)

@@ -5,8 +5,8 @@ import dataclasses
 import keras
 
 from tfscale.data.batches import Batches
-from tfscale.training.checkpoint import Checkpoints
 from tfscale.training.pace import Pace
+from tfscale.training.saver import Saver
 
 
 @dataclasses.dataclass
@@ -19,8 +19,7 @@ class FitRun:
         pace: steps an execution.
         validation: what is scored during training, or None.
         validation_freq: epochs between two validations, or a list of those, counted from 1.
-        checkpoints: where to save, or None.
-        save_every_steps: steps between two checkpoints; 0 for one after each epoch.
+        saver: saves what is due; by default nothing is.
         callbacks: Keras' list of callbacks.
         first_epoch: the epoch the run began with.
         stopped: all workers have agreed to stop.
@@ -36,8 +35,7 @@ class FitRun:
     validation: Batches | None = None
     validation_freq: int | list = 1
     test_steps: int | None = None
-    checkpoints: Checkpoints | None = None
-    save_every_steps: int = 0
+    saver: Saver = dataclasses.field(default_factory=Saver)
     callbacks: keras.callbacks.CallbackList | None = None
     first_epoch: int = 0
     is_watched: bool = True
@@ -105,6 +103,7 @@ class FitRun:
                 "of an epoch."
             )
         self.reports, self.steps_per_epoch = facts["reports"], now or before
+        self.saver.go_on_from(facts)
 
     def next_steps(self, at, most=None):
         """Return the steps until the host has to look again, the same on every worker.
@@ -116,18 +115,7 @@ class FitRun:
         k, steps = most or self.pace.steps, self.steps_in_epoch(at)
         if steps is not None:
             k = min(k, steps - at.position)
-        if self.save_every_steps:
-            k = min(k, self.save_every_steps - at.step % self.save_every_steps)
-        return k
-
-    def save_is_due(self, at):
-        """Say whether a checkpoint by steps is due now."""
-        return bool(self.save_every_steps) and at.step % self.save_every_steps == 0
-
-    def save_after_epoch(self, at):
-        """Say whether a checkpoint is due at the end of an epoch."""
-        last = at.epoch == self.epochs or self.stopped
-        return last or not self.save_every_steps or self.save_is_due(at)
+        return min(k, self.saver.steps_until_due(at.step) or k)
 
     def mean_reports(self, reports, examples):
         """Return means over the epoch of what a step of the user's own reports.

@@ -18,7 +18,6 @@ from tfscale.cluster import pulse
 from tfscale.data import elements
 from tfscale.strategy import shard_of
 from tfscale.training import callbacks as callbacks_lib
-from tfscale.training import checkpoint as checkpoint_lib
 from tfscale.training import fit_run, own_step, pace, prepare, progress, saving, state
 from tfscale.training import functions as functions_lib
 from tfscale.training import step as step_lib
@@ -94,7 +93,10 @@ class Loop:
         """
         history = next(c for c in run.callbacks.callbacks if isinstance(c, keras.callbacks.History))
         self.model.stop_training, self._is_training = False, True
-        with self.strategy.scope():
+        with self.strategy.scope(), run.saver:
+            run.saver.begin(self.model, self.is_chief, run.validation is not None)
+            if run.saver.saves:
+                self._functions.read_state.get_concrete_function()  # traced before it must be quick
             run.callbacks.on_train_begin()
             self._restore(resume_from, run, history)
             self._go_on_from_backup(run)
@@ -105,7 +107,7 @@ class Loop:
             if isinstance(optimizer, keras.optimizers.Optimizer) and run.epochs > 0:
                 optimizer.finalize_variable_values(self.model.trainable_weights)
             run.callbacks.on_train_end(logs)
-            self._wait_for_all()
+            self._wait_for_all(run.saver)
         self._is_training = False
         pulse.beat(self.progress.step, "idle")
         return history
@@ -139,24 +141,25 @@ class Loop:
                 at.advance(taken, examples, time.perf_counter() - began)
                 pulse.beat(at.step, "train", at.epoch)
                 run.pace.measured(votes[1])
+                run.saver.hear(votes[2])
                 run.callbacks.on_train_batch_end(at.position - 1, logs)
             if taken < k:
                 break
             run.stopped = votes[0] > 0 or self._all_stop(run)
-            if run.save_is_due(at) and at.position != run.steps_in_epoch(at):
+            if run.saver.is_due(at.step) and at.position != run.steps_in_epoch(at):
                 self._save(run, history)
         run.end_steps(at, exhausted=taken < k)
         logs = self._end_epoch(run, logs)
         at.begin_next_epoch()
-        if run.save_after_epoch(at):
+        if run.saver.is_due_after_epoch(at, logs, at.epoch == run.epochs or run.stopped):
             self._save(run, history)
         return logs
 
     def _take_steps(self, run, iterator, k):
         """Run k steps and read everything the host needs, once."""
-        mine = [int(bool(self.model.stop_training)), 0]
+        mine = [int(bool(self.model.stop_training)), 0, 0]
         if self.is_chief:
-            mine[1] = run.pace.choose(self.progress.step_seconds)
+            mine[1:] = run.pace.choose(self.progress.step_seconds), run.saver.vote()
         results = self._functions.train_steps(
             iterator,
             tf.constant(k, tf.int32),
@@ -203,10 +206,13 @@ class Loop:
     def _sum(self, number):
         return int(self._functions.agree(tf.constant([number], tf.int64)).numpy()[0])
 
-    def _wait_for_all(self):
+    def _wait_for_all(self, saver=None):
         """Go on when all workers are here, so that the chief's files are whole for them."""
+        vote = saver.finish() if saver is not None else 0
         if self.shard.num_workers > 1:
-            self._sum(0)
+            vote = self._sum(vote)
+        if saver is not None:
+            saver.hear(vote)
 
     def _end_epoch(self, run, logs):
         """Validate, tell the callbacks, and agree on whether to stop."""
@@ -316,19 +322,15 @@ class Loop:
         )
 
     def _save(self, run, history):
-        """Write a checkpoint; every worker reads the state, the chief writes it."""
-        if run.checkpoints is None:
-            return
-        arrays = {name: v.numpy() for name, v in self._functions.read_state().items()}
-        if self.is_chief:
-            facts = {
-                "progress": self.progress.to_save(),
-                "history": {"epoch": history.epoch, "history": history.history},
-                "reports": run.reports,
-                "steps_per_epoch": run.steps_per_epoch,
-                "num_workers": self.shard.num_workers,
-            }
-            run.checkpoints.save(checkpoint_lib.Checkpoint(self.progress.step, arrays, facts))
+        """Begin to write a checkpoint; every worker reads the state, the chief writes it."""
+        facts = {
+            "progress": self.progress.to_save(),
+            "history": {"epoch": history.epoch, "history": history.history},
+            "reports": run.reports,
+            "steps_per_epoch": run.steps_per_epoch,
+            "num_workers": self.shard.num_workers,
+        }
+        run.saver.save(self.progress.step, self._functions.read_state, facts)
 
     def _restore(self, saved, run, history):
         """Put a checkpoint's state back, to go on at its step."""

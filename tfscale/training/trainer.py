@@ -9,7 +9,7 @@ import keras
 
 from tfscale.data import accept
 from tfscale.training import callbacks as callbacks_lib
-from tfscale.training import fit_run, loop, pace, prepare, progress
+from tfscale.training import fit_run, loop, pace, prepare, progress, saver
 from tfscale.training import reduction as reduction_lib
 
 
@@ -66,6 +66,8 @@ class Trainer:
         callbacks=None,
         checkpoints=None,
         save_every_steps=0,
+        save_every_seconds=0,
+        save_every_epochs=0,
         resume_from=None,
         verbose="auto",
     ):
@@ -91,7 +93,10 @@ class Trainer:
             validation_freq: epochs between two validations.
             callbacks: a list of `keras.callbacks.Callback`, run on every worker.
             checkpoints: a `checkpoint.Checkpoints` to write to; by default nothing is saved.
-            save_every_steps: steps between two checkpoints; 0 for one after each epoch.
+            save_every_steps: steps between two checkpoints; 0 for none by steps.
+            save_every_seconds: seconds between two, by the chief's clock; 0 for none.
+            save_every_epochs: epochs between two; 0 for one after each epoch, unless steps or
+                seconds are given. The end of a run is always saved.
             resume_from: a `checkpoint.Checkpoint` to go on from, at its step.
             verbose: 0 for silence; 1 for a bar; 2 for lines; "auto" for a bar on a terminal and
                 lines elsewhere. The chief alone speaks.
@@ -125,8 +130,12 @@ class Trainer:
             validation=validation,
             validation_freq=validation_freq,
             epochs=epochs,
-            checkpoints=checkpoints,
-            save_every_steps=save_every_steps,
+            saver=saver.Saver(
+                checkpoints,
+                save_every_steps=save_every_steps,
+                save_every_seconds=save_every_seconds,
+                save_every_epochs=save_every_epochs,
+            ),
             pace=pace.Pace(steps_per_execution),
             first_epoch=initial_epoch,
             is_watched=callbacks_lib.watches_batches(callbacks),
