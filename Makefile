@@ -11,12 +11,13 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup fit test test-keras-versions lint format clean
+.PHONY: help setup fit test test-slow test-keras-versions lint format clean
 
 help:
 	@echo 'make setup    a virtual environment in .venv with all that is needed'
 	@echo 'make fit      train the default model on two local workers'
 	@echo 'make test     run the tests; ARGS="-m \"not workers\"" leaves out those with worker processes'
+	@echo 'make test-slow   those that "make test" leaves out, on three workers'
 	@echo 'make test-keras-versions   the tests of fit with Keras 3.13, 3.14 and 3.15, each in a .venv of its own'
 	@echo 'make lint     check style and types'
 	@echo 'make format   put the code into shape'
@@ -58,6 +59,9 @@ test-keras-versions:
 			--editable '.[dev]' "keras==$$version.*"; \
 		$$venv/bin/python -m pytest $(KERAS_TESTS) $(ARGS); \
 	done
+
+test-slow: setup
+	$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff format --check .
