@@ -5,7 +5,7 @@ import dataclasses
 from tfscale.cluster.pulse import Beat
 from tfscale.cluster.stall import Quiet
 
-TRAINS = Beat(1, 1, True, False, 5, 0, 0.0, "train")
+TRAINS = Beat(1, 1, True, False, False, 5, 0, 0.0, "train")
 
 
 def test_quiet_time_begins_anew_with_every_beat_of_any_worker():

@@ -217,6 +217,34 @@ class TestRestart:
         assert "worker 1 failed first: exit code 1, ValueError: a bad batch at step 5" in told
         assert "all of it: logs/worker-1.log" in told and "Connection" not in told
 
+    def test_nobody_waits_for_the_shutdown_of_one_that_has_failed(self, run):
+        """As TensorFlow's, which waits for lost peers: here it never ends."""
+        code = """
+        if life == 2:
+            leave_well()
+        mark("here")
+        if rank == 1:
+            wait_for("here", 0)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        threading.Thread(target=rest).start()
+        wait_for("here", 1)
+        raise TimeoutError("heartbeat of worker 1")
+        """
+        code, _, told = run(code, max_restarts=1)
+        assert code == 0 and "worker 1 hangs: stopped, as by SIGSTOP" in told
+
+    def test_its_own_exception_is_the_cause_though_it_does_not_end(self, run):
+        code = """
+        if life == 2:
+            leave_well()
+        threading.Thread(target=rest).start()
+        if rank == 0:
+            raise ValueError("a bad batch")
+        """
+        code, _, told = run(code, max_restarts=1)
+        assert code == 0
+        assert "worker 0 failed first: exit code 1, ValueError: a bad batch" in told
+
     def test_one_that_leaves_with_0_too_early_is_named(self, run):
         code = """
         mark("here")

@@ -7,8 +7,8 @@ import pytest
 from tfscale.cluster import verdict
 from tfscale.cluster.pulse import Beat
 
-SILENT = Beat(0, 0, False, False, -1, -1, 0.0, "")
-AT_57 = Beat(9, 1, True, False, 57, 2, 0.0, "train")
+SILENT = Beat(0, 0, False, False, False, -1, -1, 0.0, "")
+AT_57 = Beat(9, 1, True, False, False, 57, 2, 0.0, "train")
 
 
 def traceback(*error):

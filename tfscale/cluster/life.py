@@ -4,25 +4,23 @@ Shows what they print, hands signals on, and ends all when one has failed, hangs
 Whether another life follows is decided in `supervise`; who failed first, in `verdict`.
 """
 
-import contextlib
 import dataclasses
-import os
 import selectors
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tfscale.cluster import local, stall, verdict
-from tfscale.cluster.output import WorkerOutput
-from tfscale.cluster.pulse import Pulse
+from tfscale.cluster.worker import END_SECONDS, Worker
 
 HUNG = 124  # exit code of a run that ends because its workers hang; that of timeout(1)
 _POLL_SECONDS = 0.05
 _SETTLE_SECONDS = 0.3  # deaths within it count as one: the cause may be seen after its consequence
 _PEER_SECONDS = 3.0  # how long the cause may be waited for when only consequences were seen
-END_SECONDS = 5.0  # from SIGTERM to SIGKILL for a worker that did not promise to save
+# From SIGTERM to SIGKILL where another life waits: what a worker has to say about a lost peer it says in one,
+# and TensorFlow's shutdown then waits for that peer, for up to fifteen, and saves nothing.
+_HURRIED_SECONDS = 2.0
 _NOTICE_SECONDS = 600.0  # of standing still until the launcher says so
 
 
@@ -46,71 +44,6 @@ class Outcome:
     began: bool = False
 
 
-class Worker:
-    """One process, its output, its pulse, and its end once that has come."""
-
-    def __init__(
-        self,
-        rank: int,
-        process: subprocess.Popen,
-        output: WorkerOutput,
-        pulse: Pulse,
-        when_ended: Callable[[], None],
-    ):
-        self.rank = rank
-        self.process = process
-        self.output = output
-        self.pulse = pulse
-        self._when_ended = when_ended
-        self.end: verdict.End | None = None
-        self.kill_at = float("inf")
-        self.was_asked = False
-
-    def beating_pid(self) -> int:
-        """Return the process that beats; the one that was started where none does."""
-        pid = self.pulse.read().pid
-        try:
-            return pid if pid and os.getpgid(pid) == self.process.pid else self.process.pid
-        except ProcessLookupError:
-            return self.process.pid
-
-    def signal_alone(self, number: int) -> None:
-        """Send a signal to the worker and to nothing that it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.beating_pid(), number)
-
-    def ask_to_end(self, number: int, grace_seconds: float) -> None:
-        """Send a signal, and have SIGKILL follow once the time of grace is over."""
-        if number == signal.SIGKILL:
-            local.signal_group(self.process, number)
-        elif self.pulse.read().saves:
-            self.signal_alone(signal.SIGTERM)
-        else:
-            local.signal_group(self.process, number)
-            grace_seconds = min(grace_seconds, END_SECONDS)
-        self.was_asked = True
-        self.kill_at = min(self.kill_at, time.monotonic() + grace_seconds)
-
-    def see_end(self) -> bool:
-        """Take note of the worker's end, once; return whether it has just been seen."""
-        if not local.has_ended(self.process):
-            return False
-        seconds = time.monotonic()
-        local.reap_group(self.process)
-        self._when_ended()
-        self.output.drain()
-        self.end = verdict.End(
-            self.rank,
-            self.process.returncode,
-            seconds,
-            self.was_asked,
-            self.output.last_lines(),
-            self.output.log,
-            self.pulse.read(),
-        )
-        return True
-
-
 class Life:
     """Watches workers until all have ended.
 
@@ -120,7 +53,8 @@ class Life:
         hang_timeout_seconds: how long no worker may make a step once training has begun; 0 for
             as long as they like.
         grace_seconds: time to save and to leave after a signal, for workers that promised to.
-        end_seconds: time to leave after another's failure, when there is nothing to save.
+        hurries: whether another life waits for the end of this one, so that nobody waits for
+            what a worker does after it has failed, or has lost one that did.
     """
 
     def __init__(
@@ -130,17 +64,17 @@ class Life:
         *,
         hang_timeout_seconds: float = 0.0,
         grace_seconds: float = 60.0,
-        end_seconds: float = END_SECONDS,
+        hurries: bool = False,
     ):
         self._workers = workers
         self._signals = signals
         self._num_signals = 0
         self._hang_timeout_seconds = hang_timeout_seconds
         self._grace_seconds = grace_seconds
-        self._end_seconds = min(end_seconds, grace_seconds)
+        self._hurries = hurries
+        self._end_seconds = min(_HURRIED_SECONDS if hurries else END_SECONDS, grace_seconds)
         self._quiet = stall.Quiet()
         self._noticed = False
-        self._ends: list[verdict.End] = []
         self._hang: tuple[tuple[int, ...], str] | None = None
         self._selector = selectors.DefaultSelector()
 
@@ -152,7 +86,10 @@ class Life:
             while self._alive():
                 self._read(_POLL_SECONDS)
                 self._hand_signals_on()
-                self._ends += [w.end for w in self._alive() if w.see_end() and w.end]
+                for worker in self._alive():
+                    worker.see_end()
+                    if self._hurries:
+                        worker.see_failure()
                 if not self._num_signals and not self._is_ending():
                     self._look_for_failures()
                 if not self._num_signals and not self._is_ending():
@@ -163,7 +100,12 @@ class Life:
         return self._outcome()
 
     def _alive(self) -> list[Worker]:
-        return [worker for worker in self._workers if worker.end is None]
+        return [worker for worker in self._workers if not worker.has_ended]
+
+    def _ends(self) -> list[verdict.End]:
+        """Return the ends so far, in the order in which they were seen."""
+        ends = [worker.end for worker in self._workers if worker.end is not None]
+        return sorted(ends, key=lambda end: end.seconds)
 
     def _is_ending(self) -> bool:
         """Whether the workers were already asked to end, or given a time to leave."""
@@ -186,11 +128,12 @@ class Life:
 
     def _look_for_failures(self) -> None:
         """End all once it is known, or will not be known better, who failed first."""
-        failures = [end for end in self._ends if end.is_failure or end.asks_for_restart]
+        ends = self._ends()
+        failures = [end for end in ends if end.is_failure or end.asks_for_restart]
         if not failures or not self._alive():
             return
         waited = time.monotonic() - failures[0].seconds
-        cause = verdict.cause(self._ends)
+        cause = verdict.cause(ends)
         if cause is None or waited < _SETTLE_SECONDS:
             return
         if cause.asks_for_restart:
@@ -212,7 +155,11 @@ class Life:
 
     def _end_all(self, alive: Sequence[Worker]) -> None:
         for worker in alive:
-            worker.ask_to_end(signal.SIGTERM, self._end_seconds)
+            if worker.end is not None:  # it ends by itself
+                worker.was_asked = True
+                worker.kill_at = time.monotonic() + self._end_seconds
+            else:
+                worker.ask_to_end(signal.SIGTERM, self._end_seconds)
 
     def _look_for_progress(self) -> None:
         """Say when nobody makes a step, and end all when that has lasted for too long."""
@@ -265,11 +212,12 @@ class Life:
         """Judge a life that is over."""
         beats = [worker.pulse.read() for worker in self._workers]
         began = any(beat.is_watched or beat.step > 0 for beat in beats)
-        cause = verdict.cause(self._ends)
-        report = verdict.report(cause, self._ends) if cause else ""
+        ends = self._ends()
+        cause = verdict.cause(ends)
+        report = verdict.report(cause, ends) if cause else ""
         if self._num_signals:
             code = 130 if self._signals[0] == signal.SIGINT else verdict.ASKS_FOR_RESTART
-            report = report or verdict.report_of_leaving(self._ends)
+            report = report or verdict.report_of_leaving(ends)
             return Outcome("stopped", code, report, (), began)
         if self._hang:
             return Outcome("failed", HUNG, self._hang[1], self._hang[0], began)
@@ -277,5 +225,5 @@ class Life:
             return Outcome("done")
         if cause.asks_for_restart:
             return Outcome("restart", cause.exit_code, report, (cause.rank,), began)
-        code = cause.exit_code or next(e.exit_code for e in self._ends if e.is_failure)
+        code = cause.exit_code or next(e.exit_code for e in ends if e.is_failure)
         return Outcome("failed", code, report, (cause.rank,), began)

@@ -12,6 +12,7 @@ import mmap
 import os
 import signal
 import struct
+import sys
 import tempfile
 import time
 
@@ -22,7 +23,7 @@ RESTING = ("start", "idle")  # phases in which no progress is expected
 # Number of the record, beats, process, flags, step, epoch, time, phase, and the number again:
 # where both numbers agree, all between them was written together.
 _RECORD = struct.Struct("=QQqQqqd16sQ")
-_ANSWERS, _SAVES = 1, 2
+_ANSWERS, _SAVES, _FAILED = 1, 2, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Beat:
         pid: the process that beats; 0 before `begin`.
         answers: whether it writes its stacks when it gets `STACKS_SIGNAL`.
         saves: whether it saves and leaves when it gets SIGTERM.
+        failed: whether it has shown an exception that nothing caught, and is about to end.
         step: updates of the weights so far; -1 before the first beat with one.
         epoch: the epoch under way, from 0; -1 where it was not said.
         seconds: when, on the clock of `time.monotonic`.
@@ -44,6 +46,7 @@ class Beat:
     pid: int
     answers: bool
     saves: bool
+    failed: bool
     step: int
     epoch: int
     seconds: float
@@ -85,8 +88,9 @@ class Pulse:
             if first == last:
                 break
         name = phase.rstrip(b"\0").decode("ascii", "replace")
-        answers, saves = bool(flags & _ANSWERS), bool(flags & _SAVES)
-        return Beat(number, pid, answers, saves, step if number else -1, epoch, at, name)
+        answers, saves, failed = (bool(flags & flag) for flag in (_ANSWERS, _SAVES, _FAILED))
+        step = step if number else -1
+        return Beat(number, pid, answers, saves, failed, step, epoch, at, name)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -112,7 +116,8 @@ def begin() -> None:
 
     A worker calls this early, on its main thread. From then on the signal `STACKS_SIGNAL` writes
     them to standard error, also while Python waits in C++, unless the script has a handler of
-    its own for that signal. Calling it again does nothing.
+    its own for that signal; and the launcher learns of an exception when it is shown, and not
+    when TensorFlow's shutdown has waited for lost peers. Calling it again does nothing.
     """
     if _own.memory is not None:
         return
@@ -124,6 +129,14 @@ def begin() -> None:
     if signal.getsignal(STACKS_SIGNAL) == signal.SIG_DFL:
         faulthandler.register(STACKS_SIGNAL, file=2, all_threads=True)
         _own.flags |= _ANSWERS
+    show = sys.excepthook
+
+    def show_and_tell(*error):
+        show(*error)
+        sys.stderr.flush()
+        _set_flag(_FAILED, True)
+
+    sys.excepthook = show_and_tell
     _write()
 
 
@@ -156,15 +169,18 @@ def promise_to_save(saves: bool = True) -> None:
     Args:
         saves: True from when the handler is set, False when it is no longer.
     """
-    if _own.memory is None:
-        return
-    _own.flags = _own.flags | _SAVES if saves else _own.flags & ~_SAVES
-    _write()
+    _set_flag(_SAVES, saves)
 
 
 def life() -> int:
     """Return which start of this run's workers this is: 1, and 2 after the first restart."""
     return int(os.environ.get("TFSCALE_LIFE", "1"))
+
+
+def _set_flag(flag: int, value: bool) -> None:
+    if _own.memory is not None:
+        _own.flags = _own.flags | flag if value else _own.flags & ~flag
+        _write()
 
 
 def _forget() -> None:

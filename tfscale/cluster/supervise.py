@@ -20,14 +20,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tfscale.cluster import local, pulse
-from tfscale.cluster.life import END_SECONDS, Life, Worker
+from tfscale.cluster.life import Life
 from tfscale.cluster.output import LinePrinter, WorkerOutput
 from tfscale.cluster.restarts import Places, Restarts
+from tfscale.cluster.worker import Worker
 
 _POLL_SECONDS = 0.05
-# What a worker has to say about a lost peer it says in one; TensorFlow's own shutdown then takes
-# four and saves nothing.
-_BEFORE_RESTART_SECONDS = 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -107,7 +105,7 @@ def run_local_workers(
                     signals,
                     hang_timeout_seconds=hang_timeout_seconds,
                     grace_seconds=grace_seconds,
-                    end_seconds=_BEFORE_RESTART_SECONDS if max_restarts else END_SECONDS,
+                    hurries=max_restarts > 0,
                 ).watch()
             if outcome.report:
                 _say(outcome.report)
