@@ -238,7 +238,7 @@ def build(
     reduction = reduction_lib.build_reduction(config.reduction.name, config.reduction.arguments)
     trainer = Trainer(model, reduction=reduction, jit_compile=config.train.jit_compile)
     splits.train.dataset(trainer.shard)  # refuses a batch smaller than the number of replicas
-    prepare.build(model, splits.train, tf_strategy)
+    prepare.build(model, splits.train.element_spec, tf_strategy)
     return Experiment(config, strategy_name(tf_strategy), splits, trainer)
 
 
