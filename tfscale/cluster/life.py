@@ -11,15 +11,15 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tfscale.cluster import local, stall, verdict
+from tfscale.cluster import stall, verdict
 from tfscale.cluster.worker import END_SECONDS, Worker
 
 HUNG = 124  # exit code of a run that ends because its workers hang; that of timeout(1)
 _POLL_SECONDS = 0.05
 _SETTLE_SECONDS = 0.3  # deaths within it count as one: the cause may be seen after its consequence
 _PEER_SECONDS = 3.0  # how long the cause may be waited for when only consequences were seen
-# From SIGTERM to SIGKILL where another life waits: what a worker has to say about a lost peer it says in one,
-# and TensorFlow's shutdown then waits for that peer, for up to fifteen, and saves nothing.
+# From SIGTERM to SIGKILL where another life waits. What a worker has to say about a lost peer it
+# says in one; TensorFlow's shutdown then waits for that peer, for up to 15, and saves nothing.
 _HURRIED_SECONDS = 2.0
 _NOTICE_SECONDS = 600.0  # of standing still until the launcher says so
 
