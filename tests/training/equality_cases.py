@@ -152,11 +152,11 @@ def _scheduled(schedule, kind=optimizers.SGD):
 ROWS = {
     # Optimizers
     "sgd": Row("optimizers", _sgd, data=_even),
-    "momentum": Row("optimizers", _momentum, metrics=lambda: ["accuracy"], scored=True),
+    "momentum": Row("optimizers", _momentum, metrics=lambda: ["accuracy"]),
     "adam": Row("optimizers", _adam, data=_even),
     "adamw": Row("optimizers", _part(optimizers.AdamW, 1e-2, weight_decay=0.1)),
     "weight_decay": Row("optimizers", _part(_momentum, weight_decay=0.05)),
-    "ema": Row("optimizers", _part(_momentum, use_ema=True, ema_momentum=0.9), scored=True),
+    "ema": Row("optimizers", _part(_momentum, use_ema=True, ema_momentum=0.9)),
     "exponential_decay": Row(
         "optimizers", _scheduled(_part(schedules.ExponentialDecay, 0.2, 4, 0.8))
     ),
@@ -255,15 +255,13 @@ ROWS = {
     "l1": Row("regularization", _sgd, model=_part(models.convnet, "l1")),
     "l2": Row("regularization", _momentum, model=_part(models.convnet, "l2"), data=_even),
     "activity_l2": Row("regularization", _sgd, model=_part(models.convnet, activity="l2")),
-    "add_loss": Row(
-        "regularization", _sgd, model=lambda: models.convnet(extra=[models.Penalty()]), scored=True
-    ),
+    "add_loss": Row("regularization", _sgd, model=lambda: models.convnet(extra=[models.Penalty()])),
     # Layers
     "embedding": Row("layers", _momentum, models.embedding, models.sequences),
     "embedding_adam": Row("layers", _adam, models.embedding, _part(models.sequences, 129)),
     "lstm": Row("layers", _momentum, models.lstm, models.sequences),
     "attention": Row("layers", _momentum, models.attention, models.sequences),
-    "batch_norm_synchronized": Row("layers", _momentum, model=_norm, data=_even, scored=True),
+    "batch_norm_synchronized": Row("layers", _momentum, model=_norm, data=_even),
     "batch_norm_synchronized_uneven": Row("layers", _momentum, model=_norm),
     "batch_norm_synchronized_one_in_last": Row(
         "layers", _momentum, model=_norm, data=_part(models.images, 129), scored=True
