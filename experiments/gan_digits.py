@@ -6,6 +6,11 @@ r"""A GAN on the digits: two networks and two optimizers in a `train_step` of th
 Nothing in the model knows of replicas. `tfscale.enable_keras_fit()` makes `fit` give each replica
 its share of the global batch and noise of its own, and sum the gradients of both optimizers.
 The generated images go to gan_digits.png.
+
+Data: 1,437 images of 8x8 pixels. Models: 10,432 parameters generate, 1,473 discriminate.
+Cost: 1,380 steps. 20 s of processor time on one device, 39 s over two local workers.
+Result: d_loss 1.08 and g_loss 0.97 in the last epoch; 1.06 and 0.98 with two workers, whose
+noise and dropout are others. A balance of the two would be 1.39 and 0.69.
 """
 
 import keras

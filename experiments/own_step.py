@@ -6,6 +6,10 @@ r"""A step of one's own in a `tf.GradientTape`, handed to `tfscale.Trainer`.
 The step is written as for one device. `Trainer` cuts each global batch among the replicas, sums
 the gradients before they are clipped, runs many steps in one graph, and brings callbacks,
 validation and checkpoints.
+
+Data: 1,437 images of 8x8 pixels to train on, 360 to test. Model: 74,762 parameters.
+Cost: 450 steps. 5 s of processor time on one device, 15 s over two local workers, start included.
+Result: loss 0.0936 in the last epoch, test accuracy 0.9806, the same with two workers.
 """
 
 import keras

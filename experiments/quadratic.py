@@ -5,6 +5,10 @@ r"""A quadratic minimised by gradient descent under `MirroredStrategy`, its loss
 f(w) = (w - 3)^2 on two replicas, each with half of the examples, whose mean is 3. The rate is a
 `keras.optimizers.schedules.ExponentialDecay`: it starts at 0.1 and falls by 4 % every 10 steps,
 which shows in the updates. The closed form for full batches is printed beside.
+
+Cost: 50 steps. 4 s of processor time, start included.
+Result: w = 0.600000, 2.662986, 2.984795 and 2.999865 after 1, 10, 25 and 50 steps, as the closed
+form within 1e-6. It makes its own two replicas, so it runs without `tfscale.launch`.
 """
 
 import keras

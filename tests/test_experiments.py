@@ -1,6 +1,8 @@
-"""The files in experiments/: each is read, parsed as its docstring says, and takes a step."""
+"""The files in experiments/: configurations are read and take a step, scripts run for a little."""
 
 import ast
+import functools
+import importlib.util
 import json
 import math
 import os
@@ -11,12 +13,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfscale import config_files, experiment, fit
+import tfscale
+from tfscale import config_files, experiment, fit, testing
 from tfscale.config import RunConfig
 from tfscale.data import digits
 
 ROOT = pathlib.Path(__file__).parents[1]
-FILES = sorted((ROOT / "experiments").glob("*.py"))
+OWN = ("gan_digits", "own_loop", "own_step", "quadratic")  # scripts; the others are configurations
+FILES = sorted(p for p in (ROOT / "experiments").glob("*.py") if p.stem not in OWN)
 PAGES = [*FILES, ROOT / "docs" / "data.md"]
 RANDOM = np.random.RandomState(0)
 
@@ -157,3 +161,91 @@ def test_absent_data_are_refused_with_the_way_out(file, expected, tmp_path):
     config.data.data_dir = os.path.join(tmp_path, "missing")
     with pytest.raises(ValueError, match=expected):
         experiment.build(config, "onedevice")
+
+
+def main_of(name):
+    """The `main` of a script in experiments/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@functools.cache
+def on_one_device(name):
+    return main_of(name)(epochs=2)
+
+
+@pytest.fixture
+def two_replicas(monkeypatch):
+    """Let scripts that take what there is have two replicas."""
+    strategy = tfscale.make_strategy("mirrored", 2)
+    monkeypatch.setattr(tfscale, "make_strategy", lambda: strategy, raising=False)
+
+
+@pytest.fixture
+def keras_as_it_was():
+    yield
+    tfscale.disable_keras_fit()
+
+
+def test_quadratic_follows_its_closed_form():
+    found, expected = main_of("quadratic")()
+    assert len(found) == 50 and abs(found[-1] - 3) < 2e-4
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_own_loop_on_two_replicas_gives_the_losses_of_one_device(two_replicas):
+    losses, score = main_of("own_loop")(epochs=2)
+    np.testing.assert_allclose(losses, on_one_device("own_loop")[0], rtol=1e-5)
+    assert score == pytest.approx(on_one_device("own_loop")[1], abs=1e-6)
+    assert losses[1] < losses[0] / 2
+
+
+def test_own_step_on_two_replicas_gives_the_scores_of_one_device(two_replicas):
+    scores = main_of("own_step")(epochs=2)
+    assert scores["loss"] == pytest.approx(on_one_device("own_step")["loss"], rel=1e-5)
+    assert scores["accuracy"] == pytest.approx(on_one_device("own_step")["accuracy"], abs=1e-6)
+    assert scores["accuracy"] > 0.85
+
+
+def test_gan_trains_on_two_replicas_and_leaves_a_picture(two_replicas, keras_as_it_was, tmp_path):
+    path = tmp_path / "digits.png"
+    history = main_of("gan_digits")(epochs=2, path=str(path)).history
+    assert list(history) == ["d_loss", "g_loss"] and np.all(np.isfinite(list(history.values())))
+    assert tf.io.decode_png(path.read_bytes()).shape == (4 * 64, 10 * 64, 1)
+
+
+def run_own_loops(folder):
+    """Run by `run_workers`: both scripts, under the one strategy there can be in a process."""
+    import runpy
+
+    import tfscale
+    from tfscale import testing
+
+    strategy = tfscale.make_strategy()
+    tfscale.make_strategy = lambda: strategy
+    losses, score = runpy.run_path(f"{folder}/own_loop.py")["main"](epochs=2)
+    scores = runpy.run_path(f"{folder}/own_step.py")["main"](epochs=2)
+    testing.collect(losses=losses, score=score, loss=scores["loss"], accuracy=scores["accuracy"])
+
+
+@pytest.mark.workers
+def test_own_loop_and_own_step_on_two_workers_give_the_numbers_of_one_device():
+    losses, score = on_one_device("own_loop")
+    scores = on_one_device("own_step")
+    for result in testing.run_workers(run_own_loops, 2, args=[ROOT / "experiments"]):
+        found = result.arrays
+        np.testing.assert_allclose(found["losses"], losses, rtol=1e-5)
+        np.testing.assert_allclose(found["loss"], scores["loss"], rtol=1e-5)
+        np.testing.assert_allclose(found["score"], score, atol=1e-6)
+        np.testing.assert_allclose(found["accuracy"], scores["accuracy"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_docstring_of_a_script_names_its_command(name):
+    path = ROOT / "experiments" / f"{name}.py"
+    lines = ast.get_docstring(ast.parse(path.read_text())).splitlines()
+    assert f"    python experiments/{name}.py" in lines
+    launched = f"    python -m tfscale.launch --workers=2 experiments/{name}.py"
+    assert (launched in lines) == (name != "quadratic")
