@@ -176,7 +176,7 @@ class Life:
 
     def _hold_responsible(self, suspects: Sequence[Worker]) -> None:
         """Have all write their stacks, find out who hangs, and end all."""
-        alive = self._alive()
+        alive = [worker for worker in self._alive() if worker.end is None]
         quiet = self._quiet.seconds
         answered = stall.write_stacks(alive, self._read)
         found = stall.who(alive, answered)
@@ -193,7 +193,7 @@ class Life:
         self._hang = ranks, f"tfscale: {names}.{lost}{self._places(alive)}{stacks}"
         for worker, _ in found:
             worker.ask_to_end(signal.SIGKILL, 0.0)
-        self._end_all([worker for worker in alive if worker.rank not in ranks])
+        self._end_all([worker for worker in self._alive() if worker.rank not in ranks])
 
     def _places(self, alive: Sequence[Worker]) -> str:
         """Return a line for each worker: how far it is, and since when."""
