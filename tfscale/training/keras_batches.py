@@ -76,7 +76,6 @@ class KerasBatches(batches.Batches):
         return self._made[shard, start_step]
 
     def epoch(self, shard):
-        checks.check_enough_replicas(self.global_batch_size, shard)
         if self._reset:
             self.source.reset()
         steps = self.steps_in(0)

@@ -7,7 +7,6 @@ are those of `Trainer`.
 
 import functools
 import inspect
-import weakref
 import zlib
 
 import keras
@@ -23,7 +22,7 @@ SUPPORTED_KERAS = ("3.13", "3.14", "3.15")
 METHODS = ("fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "predict_on_batch")
 
 _keras_methods = {}
-_loops = weakref.WeakKeyDictionary()  # of each model that came through this door
+_LOOP = "tfscale_loop"  # on a model that came through this door, so that both go together
 
 
 def enable_keras_fit():
@@ -46,9 +45,9 @@ def enable_keras_fit():
     if _keras_methods:
         return
     for name in METHODS:
-        own = getattr(keras.Model, name)
-        _keras_methods[name] = own
-        setattr(keras.Model, name, _replaced(name, own))
+        _keras_methods[name] = vars(keras.Model).get(name)  # None where it is inherited
+        setattr(keras.Model, name, _replaced(name, getattr(keras.Model, name)))
+    reduction_lib.install()
     saving.install()
     workers = environment.resolve().workers
     if len(workers) > 1 and not is_seeded():
@@ -57,9 +56,14 @@ def enable_keras_fit():
 
 def disable_keras_fit():
     """Give `keras.Model` its own methods back; does nothing where they are in place."""
+    if not _keras_methods:
+        return
     for name, own in _keras_methods.items():
-        setattr(keras.Model, name, own)
+        delattr(keras.Model, name)
+        if own is not None:
+            setattr(keras.Model, name, own)
     _keras_methods.clear()
+    reduction_lib.uninstall()
     saving.uninstall()
 
 
@@ -104,10 +108,10 @@ def _is_distributed(model):
 
 def _loop_of(model):
     """The model's loop, which keeps its graphs from call to call."""
-    found = _loops.get(model)
+    found = vars(model).get(_LOOP)
     if found is None or found.strategy is not model.distribute_strategy:
         found = loop.Loop(model, reduction=reduction_lib.build_reduction("mean"), reports_last=True)
-        _loops[model] = found
+        vars(model)[_LOOP] = found  # past Keras, which would track it
     return found
 
 
@@ -157,7 +161,7 @@ def _fit(
         )
     own = _loop_of(model)
     own.prepare(data.element_spec, "train")
-    watched = callbacks_lib.watches_batches(callbacks)
+    watched = own.is_true_somewhere(callbacks_lib.watches_batches(callbacks))
     run = fit_run.FitRun(
         data=data,
         epochs=epochs,
@@ -165,7 +169,7 @@ def _fit(
         first_epoch=initial_epoch,
         validation=validation,
         validation_freq=validation_freq,
-        test_steps=_test_steps(model, callbacks, verbose=0),
+        test_steps=_test_steps(own, callbacks, verbose=0),
         is_watched=watched,
     )
     run.callbacks = _callback_list(
@@ -186,7 +190,7 @@ def _evaluate(model, x, y, batch_size, verbose, sample_weight, steps, callbacks,
     own.average_statistics()
     called = _callback_list(own, callbacks, verbose, 1, data.steps_per_epoch)
     with own.strategy.scope():
-        logs = own.evaluate(data, called, _test_steps(model, callbacks, verbose))
+        logs = own.evaluate(data, called, _test_steps(own, callbacks, verbose))
     return _as_returned(model, logs, return_dict)
 
 
@@ -240,14 +244,15 @@ def _as_returned(model, logs, return_dict):
     return model._flatten_metrics_in_order(logs)
 
 
-def _test_steps(model, callbacks, verbose):
+def _test_steps(own, callbacks, verbose):
     """Batches between two calls of the callbacks while scoring; None where nobody looks.
 
-    The same on all workers, though the chief alone shows a bar.
+    The same on all workers, though callbacks and a bar may be on one alone.
     """
-    if callbacks_lib.watches_batches(callbacks, "test"):
-        return _steps_per_execution(model) or 16
-    return None if verbose in (0, 2) else max(_steps_per_execution(model) or 0, 16)
+    steps = _steps_per_execution(own.model) or 16
+    if own.is_true_somewhere(callbacks_lib.watches_batches(callbacks, "test")):
+        return steps
+    return max(steps, 16) if own.is_true_somewhere(verbose not in (0, 2)) else None
 
 
 def _steps_per_execution(model):

@@ -20,6 +20,7 @@ from tfscale.strategy import shard_of
 from tfscale.training import callbacks as callbacks_lib
 from tfscale.training import fit_run, own_step, pace, prepare, progress, saving, state
 from tfscale.training import functions as functions_lib
+from tfscale.training import reduction as reduction_lib
 from tfscale.training import step as step_lib
 
 
@@ -44,6 +45,10 @@ class Loop:
         self._step = None if step is None else own_step.as_graph(step)
         self._jit_compile, self._reports_last = jit_compile, reports_last
         self._functions, self._parts, self._is_training = None, [], False
+        self._is_merging = isinstance(
+            self.strategy,
+            (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy),
+        )
 
     def prepare(self, spec, purpose):
         """Make all variables and the graphs' functions, anew after `compile`.
@@ -53,6 +58,9 @@ class Loop:
             purpose: "train", "test" or "predict".
         """
         model, jit_compile = self.model, self._jit_compile
+        if self._is_merging:
+            with self.strategy.scope():
+                reduction_lib.share_global_seed()
         prepare.build(model, spec, self.strategy, self._step, purpose)
         if jit_compile is None:
             jit_compile = bool(model.compiled and model.jit_compile)
@@ -190,6 +198,15 @@ class Loop:
     def _go_on_from_backup(self, run):
         """Go where Keras' BackupAndRestore has put the model."""
         restored = callbacks_lib.restored_position(run.callbacks.callbacks)
+        if self.shard.num_workers > 1:
+            place = 0 if restored is None else 1 + restored[0] * 2**20 + restored[1]
+            total, squares = self._sums(place % 2**26, (place % 2**26) ** 2)
+            if self.shard.num_workers * squares != total**2:
+                raise ValueError(
+                    "BackupAndRestore must find the same backup on every worker. Received: "
+                    f"{restored or 'none'} on worker {self.shard.worker}, and another on others. "
+                    "Use one `backup_dir` that all workers see, or remove what is left there."
+                )
         if restored is not None:
             self.progress.start(restored[0], run.data.first_step(restored[0]) or 0)
             self.progress.advance_to(restored[1])
@@ -203,8 +220,20 @@ class Loop:
         # Where nobody looks at single batches, nobody stops within an epoch.
         return run.is_watched and self._sum(mine) > 0
 
+    def _sums(self, *numbers):
+        """Sum whole numbers over all workers, each of which has to call this."""
+        sums = self._functions.agree(tf.constant(numbers, tf.int64)).numpy()
+        return [int(value) for value in sums]
+
     def _sum(self, number):
-        return int(self._functions.agree(tf.constant([number], tf.int64)).numpy()[0])
+        return self._sums(number)[0]
+
+    def is_true_somewhere(self, flag):
+        """Say whether a flag is true on any worker, each of which has to call this."""
+        if self.shard.num_workers == 1:
+            return bool(flag)
+        with self.strategy.scope():
+            return self._sum(int(bool(flag))) > 0
 
     def _wait_for_all(self, saver=None):
         """Go on when all workers are here, so that the chief's files are whole for them."""

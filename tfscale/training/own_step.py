@@ -145,6 +145,12 @@ def overrides(model, method):
     return getattr(type(model), method) is not getattr(keras.Model, method)
 
 
+def method_of(model, name):
+    """Return a model's own step as a plain function, also where it is a `tf.function`."""
+    method = getattr(type(model), name)
+    return getattr(method, "python_function", method)
+
+
 def as_graph(step):
     """Return a function in which a Python `if` may depend on a tensor, as in a `tf.function`."""
     if inspect.isfunction(step) and step.__name__ != "<lambda>":

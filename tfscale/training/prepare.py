@@ -46,10 +46,11 @@ def build(model, spec, strategy, step=None, purpose="train"):
         step: a step of the user's own, `step(model, data)`, or None.
         purpose: "train", "test" or "predict".
     """
+    _check_in_scope(model, strategy)
     if purpose == "predict" and model.built:
         return
     own_train_step = step or (
-        type(model).train_step if own_step.overrides(model, "train_step") else None
+        own_step.method_of(model, "train_step") if own_step.overrides(model, "train_step") else None
     )
     optimizer = getattr(model, "optimizer", None)
     with strategy.scope():
@@ -128,6 +129,20 @@ def _placeholder(spec):
     if isinstance(spec, tf.SparseTensorSpec):
         return tf.compat.v1.sparse_placeholder(spec.dtype, spec.shape)
     return tf.compat.v1.placeholder(spec.dtype, spec.shape)
+
+
+def _check_in_scope(model, strategy):
+    """Refuse a model whose weights were made outside of the strategy it has."""
+    merging = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+    if not isinstance(strategy, merging):
+        return
+    for weight in model.weights[:1]:
+        if not strategy.extended.variable_created_in_scope(weight.value):
+            raise ValueError(
+                "The model must be made in the scope of the strategy it is trained under. "
+                f"Received: {model.name}, whose {weight.path} was made outside of it. Move the "
+                "lines that make the model below `with strategy.scope():`."
+            )
 
 
 def _build_optimizer(optimizer, variables):

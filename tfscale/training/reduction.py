@@ -15,10 +15,13 @@ import threading
 import keras
 import tensorflow as tf
 from keras.src import backend
+from keras.src.backend.common import global_state
 from keras.src.losses import loss as keras_loss
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
 
 from tfscale.data import rows as rows_lib
 from tfscale.names import check_known
+from tfscale.strategy import shard_of
 from tfscale.training import accumulation
 
 _active = threading.local()
@@ -88,22 +91,60 @@ def replica_share(share):
         share: the `Share` of this replica. The only replica is one device already, and nothing
             changes for it, but that it may accumulate gradients.
     """
-    _install()
+    install()
+    if _host.get("generator") is not None:
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, _host["generator"])
     if share.num_replicas == 1:
         yield share
         return
     previous = getattr(_active, "share", None)
     _active.share = share
     try:
-        yield share
+        with _seed_of_worker():
+            yield share
     finally:
         _active.share = previous
+
+
+_host = {}  # what the threads of the replicas find of the thread that starts them
+
+
+def share_global_seed():
+    """Give replicas the generator behind `keras.random` without a seed, which is a thread's own.
+
+    Called in the strategy's scope, by all workers, before a step is traced.
+    """
+    found = global_seed_generator()
+    if not isinstance(found.state.value, tf.distribute.DistributedValues):
+        state = found.state.numpy()
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, None)
+        with tf.init_scope():
+            found = global_seed_generator()
+            if isinstance(found.state.value, tf.distribute.DistributedValues):
+                found.state.assign(state)
+    _host["generator"] = found
+
+
+@contextlib.contextmanager
+def _seed_of_worker():
+    """Let `tf.random` draw other numbers on each worker; replicas of one have other operations."""
+    graph = tf.compat.v1.get_default_graph()
+    worker = shard_of(tf.distribute.get_strategy()).worker
+    if not worker or tf.executing_eagerly() or graph.seed is None:
+        yield
+        return
+    before = graph.seed
+    graph.seed = (before + worker * 1_000_003) % 2**31
+    try:
+        yield
+    finally:
+        graph.seed = before
 
 
 @contextlib.contextmanager
 def noted_means():
     """Give a set that receives the `id` of each `keras.metrics.Mean` updated inside, here."""
-    _install()
+    install()
     previous = getattr(_active, "updated", None)
     _active.updated = set()
     try:
@@ -150,9 +191,13 @@ def _update_mean(self, values, sample_weight=None):
 
 
 def _update_sum(self, values, sample_weight=None):
-    """A mean over a share that is summed, as one number, weighs by the share as well."""
+    """What is summed, one number or many, is summed over the replicas as well."""
     share = getattr(_active, "share", None)
-    if share is not None:
+    if share is not None and not tf.convert_to_tensor(values).shape.rank:
+        # Of a small batch that every replica has in whole, each counts for a part.
+        part = tf.cast(share.global_count / share.all_rows, self.dtype)
+        values = tf.cast(values, self.dtype) * part
+    elif share is not None:
         values, sample_weight = _of_share(share, values, sample_weight, self.dtype, 1)
     return _keras_update_sum(self, values, sample_weight=sample_weight)
 
@@ -209,19 +254,39 @@ def _next_seed(self, ordered=True):
     return seed + tf.stack([replica * 1_000_003, tf.zeros_like(replica)])
 
 
-def _install():
-    """Put the functions above in Keras' place; without an active share they do nothing."""
-    keras_loss.scale_loss_for_distribution = _scale
-    keras_loss.unscale_loss_for_distribution = _unscale
-    keras_loss.reduce_weighted_values = _reduce
-    keras.random.SeedGenerator.next = _next_seed
-    keras.metrics.Mean.update_state = _update_mean
-    keras.metrics.Sum.update_state = _update_sum
-    keras.optimizers.Optimizer.apply = _apply_after_reduction(_keras_apply)
-    keras.optimizers.LossScaleOptimizer.apply = _apply_after_reduction(_keras_scaled_apply)
-    keras.optimizers.Optimizer._all_reduce_sum_gradients = _sum_unless_done
-    keras.optimizers.Optimizer._backend_apply_gradients = _update
-    keras.optimizers.Optimizer._overwrite_model_variables_with_average_value = _overwrite
+def _replacements():
+    """Each of Keras' functions that is replaced: its place, its name, its own and ours."""
+    optimizer = keras.optimizers.Optimizer
+    scaled = keras.optimizers.LossScaleOptimizer
+    average = "_overwrite_model_variables_with_average_value"
+    return (
+        (keras_loss, "scale_loss_for_distribution", _keras_scale, _scale),
+        (keras_loss, "unscale_loss_for_distribution", _keras_unscale, _unscale),
+        (keras_loss, "reduce_weighted_values", _keras_reduce, _reduce),
+        (keras.random.SeedGenerator, "next", _keras_next_seed, _next_seed),
+        (keras.metrics.Mean, "update_state", _keras_update_mean, _update_mean),
+        (keras.metrics.Sum, "update_state", _keras_update_sum, _update_sum),
+        (optimizer, "apply", _keras_apply, _apply_after_reduction(_keras_apply)),
+        (scaled, "apply", _keras_scaled_apply, _apply_after_reduction(_keras_scaled_apply)),
+        (optimizer, "_all_reduce_sum_gradients", _keras_sum, _sum_unless_done),
+        (optimizer, "_backend_apply_gradients", _keras_update, _update),
+        (optimizer, average, _keras_overwrite, _overwrite),
+    )
+
+
+def install():
+    """Put the functions above in Keras' place; without an active share they do nothing.
+
+    An optimizer that accumulates on the only replica of a strategy is mended in any case.
+    """
+    for place, name, _, ours in _replacements():
+        setattr(place, name, ours)
+
+
+def uninstall():
+    """Give Keras its own functions back; the next step on replicas takes them again."""
+    for place, name, own, _ in _replacements():
+        setattr(place, name, own)
 
 
 class MeanReduction:

@@ -153,7 +153,7 @@ def train_function(model, step=None, jit_compile=False):
     if step is not None:
         return own_step.OwnStep(model, step, shows_updated=True)
     if own_step.overrides(model, "train_step"):
-        return own_step.OwnStep(model, type(model).train_step)
+        return own_step.OwnStep(model, own_step.method_of(model, "train_step"))
     if own_step.overrides(model, "compute_metrics"):
         return own_step.OwnStep(model, train_replica, takes_share=True)
 
@@ -183,7 +183,7 @@ def _train_alone(model, data, count):
 def test_function(model):
     """Return what one replica does to score: `(data, share) -> dict of weighted reports`."""
     if own_step.overrides(model, "test_step"):
-        return own_step.OwnStep(model, type(model).test_step)
+        return own_step.OwnStep(model, own_step.method_of(model, "test_step"))
     if own_step.overrides(model, "compute_metrics"):
         return own_step.OwnStep(model, test_replica, takes_share=True)
 

@@ -138,7 +138,7 @@ class Trainer:
             ),
             pace=pace.Pace(steps_per_execution),
             first_epoch=initial_epoch,
-            is_watched=callbacks_lib.watches_batches(callbacks),
+            is_watched=self._loop.is_true_somewhere(callbacks_lib.watches_batches(callbacks)),
         )
         self.progress.start(initial_epoch, data.first_step(initial_epoch) or 0)
         run.callbacks = self._callback_list(callbacks, run, verbose)
