@@ -74,6 +74,7 @@ def build(model, spec, strategy, step=None, purpose="train"):
 
 
 _traced = weakref.WeakSet()  # models whose own step has made its variables
+_warned = weakref.WeakSet()  # models whose layers were named
 
 
 def _is_built(model, own_train_step):
@@ -159,13 +160,17 @@ def _build_optimizer(optimizer, variables):
 
 
 def warn_about_local_statistics(model):
-    """Say once if a layer normalises over each replica's own examples."""
+    """Say once, on the chief, if a layer normalises over each replica's own examples."""
     names = [
         layer.name
         for layer in _layers(model)
-        if isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and layer.trainable  # a frozen one uses its statistics
+        and not layer.synchronized
     ]
-    if names:
+    is_chief = shard_of(model.distribute_strategy).worker == 0
+    if names and is_chief and model not in _warned:
+        _warned.add(model)
         logging.warning(
             "BatchNormalization without synchronized=True normalises over each replica's own "
             "examples, so results change with the number of replicas. Received: %s. "
