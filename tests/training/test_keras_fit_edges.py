@@ -1,0 +1,194 @@
+"""The second door where scripts are not as one expects: seeds, scopes, memory, one replica."""
+
+import gc
+import weakref
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfscale
+from tfscale import testing
+from tfscale.strategy import make_strategy
+from tfscale.training import reduction
+
+X = np.random.default_rng(0).normal(size=(14, 4)).astype("float32")
+Y = X[:, :1] - X[:, 1:2]
+
+
+@pytest.fixture(autouse=True)
+def repaired():
+    tfscale.enable_keras_fit()
+    yield
+    tfscale.disable_keras_fit()
+
+
+def network(**compiled):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(**{"optimizer": keras.optimizers.SGD(0.1), "loss": "mse", **compiled})
+    return model
+
+
+def on_both(run):
+    """What a function gives on one device, then on two replicas, with the same seeds."""
+    keras.utils.set_random_seed(5)
+    one = run()
+    keras.utils.set_random_seed(5)
+    with make_strategy("mirrored", 2).scope():
+        return one, run()
+
+
+class Stepwise(keras.Model):
+    """Draws without a seed and counts its examples, in a step that is a graph of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+        self.count = keras.metrics.Sum(name="count")
+
+    def call(self, x):
+        return self.dense(x)
+
+    @tf.function
+    def train_step(self, data):
+        x, y = data
+        noise = keras.random.normal(tf.shape(x))
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x + 0 * noise))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        self.count.update_state(tf.shape(x)[0])
+        return {"last": loss, "count": self.count.result()}
+
+
+def test_unseeded_noise_sums_and_a_graph_of_its_own_give_the_numbers_of_one_device():
+    def run():
+        model = Stepwise()
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        return model.fit(X, Y, batch_size=4, epochs=2, verbose=0).history
+
+    one, two = on_both(run)
+    assert one["count"] == two["count"] == [14.0, 14.0]
+    np.testing.assert_allclose(two["last"], one["last"], rtol=1e-5)
+
+
+def test_predictions_and_scores_of_one_example_at_a_time():
+    def run():
+        model = network()
+        model.build((None, 4))
+        loss = model.evaluate(X[:3], Y[:3], batch_size=1, verbose=0)
+        return np.append(model.predict(X[:3], batch_size=1, verbose=0), loss)
+
+    one, two = on_both(run)
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+def test_accumulation_under_a_strategy_of_one_replica():
+    def run():
+        return network(optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
+
+    keras.utils.set_random_seed(5)
+    one = run().fit(X, Y, batch_size=4, epochs=2, verbose=0).history["loss"]
+    keras.utils.set_random_seed(5)
+    with make_strategy("mirrored", 1).scope():
+        model = run()
+    alone = model.fit(X, Y, batch_size=4, epochs=2, verbose=0).history["loss"]
+    np.testing.assert_allclose(alone, one, rtol=1e-5)
+
+
+def test_a_model_made_outside_of_the_scope_is_refused():
+    model = network()
+    with make_strategy("mirrored", 2).scope():
+        model = keras.Sequential([model])
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+    with pytest.raises(ValueError, match="must be made in the scope"):
+        model.fit(X, Y, verbose=0)
+
+
+def test_a_model_is_freed():
+    with make_strategy("mirrored", 2).scope():
+        model = network()
+    model.fit(X, Y, verbose=0)
+    alive = weakref.ref(model)
+    del model
+    keras.backend.clear_session()
+    gc.collect()
+    assert alive() is None
+
+
+def test_undone_means_that_all_is_keras_own():
+    tfscale.disable_keras_fit()
+    assert not {"fit", "evaluate", "predict"} & set(vars(keras.Model))
+    for place, name, own, _ in reduction._replacements():
+        assert getattr(place, name) is own
+    tfscale.enable_keras_fit()
+    assert "fit" in vars(keras.Model)
+
+
+def _on_one_worker_alone():
+    """Callbacks and a bar on the chief alone; noise of workers; a backup that one has alone."""
+    import os
+    import tempfile
+
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import tfscale
+    from tfscale import testing
+
+    tfscale.enable_keras_fit()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    x = np.ones((8, 4), "float32")
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            pass
+
+        def on_test_batch_end(self, batch, logs=None):
+            pass
+
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+    chief = tfscale.is_chief()
+    mine = [Watch()] if chief else []
+    history = model.fit(x, x[:, :1], epochs=2, validation_data=(x, x[:, :1]), callbacks=mine)
+    model.evaluate(x, x[:, :1], verbose=1 if chief else 0, callbacks=mine)
+
+    drawn = []
+
+    def step(element):
+        with tfscale.replica_share(element):
+            drawn.append(tf.random.normal([3]))
+        return drawn[-1]
+
+    tf.random.set_seed(3)
+    data = tfscale.distribute(tf.data.Dataset.from_tensors(x), strategy)
+    run = tf.function(lambda element: strategy.run(step, args=(element,)))
+    noise = run(next(iter(data))).numpy()
+
+    with tempfile.TemporaryDirectory() as folder:
+        backup = keras.callbacks.BackupAndRestore(os.path.join(folder, "b"))
+        if chief:
+            model.save_weights(os.path.join(folder, "w.weights.h5"))
+            os.mkdir(backup.backup_dir)
+            os.rename(os.path.join(folder, "w.weights.h5"), backup._weights_path)
+            with open(backup._training_metadata_path, "w") as file:
+                file.write('{"epoch": 1, "batch": 0}')
+        try:
+            model.fit(x, x[:, :1], epochs=2, callbacks=[backup], verbose=0)
+            refused = ""
+        except ValueError as error:
+            refused = str(error)
+    testing.collect(loss=history.history["loss"], noise=noise, refused=refused)
+
+
+@pytest.mark.workers
+def test_what_one_worker_alone_has_neither_hangs_nor_is_silent():
+    first, second = testing.run_workers(_on_one_worker_alone, 2)
+    np.testing.assert_array_equal(first.arrays["loss"], second.arrays["loss"])
+    assert not np.array_equal(first.arrays["noise"], second.arrays["noise"])
+    for worker in (first, second):
+        assert "the same backup on every worker" in str(worker.arrays["refused"])
