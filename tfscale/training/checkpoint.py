@@ -40,6 +40,24 @@ class Checkpoint:
     path: pathlib.Path | None = None
 
 
+@dataclasses.dataclass
+class Examination:
+    """What was found in the folder of a checkpoint, of which all was read.
+
+    Args:
+        path: the folder.
+        num_bytes: of all its files.
+        damage: which file is not as it was written, and how; "" if all are.
+        manifest: what the checkpoint says of itself: "step", "facts", "saved" (seconds since
+            1970); empty if that cannot be read.
+    """
+
+    path: pathlib.Path
+    num_bytes: int = 0
+    damage: str = ""
+    manifest: dict = dataclasses.field(default_factory=dict)
+
+
 class Checkpoints:
     """The checkpoints of one run, of which the newest few are kept, and the best.
 
@@ -116,14 +134,20 @@ class Checkpoints:
         for step in {*left_behind, *too_old} - {*also_keep}:
             _remove(self.path(step))
 
+    def displaced(self):
+        """Return pairs of a folder and the name it is to have again.
+
+        Their replacement was cut off between two renames, so the old one is the good one.
+        """
+        olds = (entry for entry in self.unfinished() if entry.name.endswith(_REPLACED))
+        pairs = [(entry, entry.with_name(entry.name.removesuffix(_REPLACED))) for entry in olds]
+        return [(entry, final) for entry, final in pairs if not final.exists()]
+
     def clean(self):
         """Remove what a killed run has left unfinished. For the chief alone, before it saves."""
+        for entry, final in self.displaced():
+            os.rename(entry, final)
         for entry in self.unfinished():
-            if entry.name.endswith(_REPLACED):
-                final = entry.with_name(entry.name.removesuffix(_REPLACED))
-                if not final.exists():  # killed between two renames: the old one is the good one
-                    os.rename(entry, final)
-                    continue
             logging.info("Removing %s, which an earlier life left unfinished.", entry)
             shutil.rmtree(entry, ignore_errors=True)
 
@@ -133,11 +157,10 @@ class Checkpoints:
         A damaged one is named in the log and passed over.
         """
         for step in reversed(self.steps()):
-            try:
-                check(self.path(step))
+            damage = examine(self.path(step)).damage
+            if not damage:
                 return step
-            except ValueError as error:
-                logging.warning("%s Using the one before it.", error)
+            logging.warning("%s Using the one before it.", _refusal(self.path(step), damage))
         return None
 
     def _entries(self):
@@ -165,21 +188,24 @@ def read(path):
     return Checkpoint(manifest["step"], arrays, manifest["facts"], path)
 
 
-def check(path):
-    """Read all of a checkpoint and keep none of it, however large it is.
+def examine(path):
+    """Read all of a checkpoint as `read` does, but keep none of it, however large it is.
 
     Args:
         path: the folder of a checkpoint.
 
-    Raises:
-        ValueError: as `read` does.
+    Returns:
+        An `Examination`.
     """
-    path = pathlib.Path(path)
+    found = Examination(pathlib.Path(path))
     try:
-        for _ in checkpoint_files.read_arrays(path, checkpoint_files.read_manifest(path)):
+        found.num_bytes = sum(file.stat().st_size for file in found.path.iterdir())
+        found.manifest = checkpoint_files.read_manifest(found.path)
+        for _ in checkpoint_files.read_arrays(found.path, found.manifest):
             pass
-    except Damaged as damage:
-        raise _refusal(path, damage) from None
+    except (Damaged, OSError) as damage:
+        found.damage = str(damage)
+    return found
 
 
 def write_whole(path, text):
