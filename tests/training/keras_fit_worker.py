@@ -14,7 +14,8 @@ import keras_fit_cases  # noqa: E402  (after the strategy: no TensorFlow operati
 
 tfscale.enable_keras_fit()
 arrays = {}
-for case in sys.argv[1:]:
-    outcome = keras_fit_cases.run(case, strategy.scope)
+for argument in sys.argv[1:]:
+    case, _, num_calls = argument.partition("=")
+    outcome = keras_fit_cases.run(case, strategy.scope, int(num_calls or 0) or None)
     arrays.update({f"{case}|{name}": array for name, array in outcome.items()})
 testing.collect(**arrays)

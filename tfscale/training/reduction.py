@@ -10,6 +10,7 @@ and the functions in `keras.src.losses.loss` that scale by the number of replica
 import contextlib
 import dataclasses
 import functools
+import random
 import threading
 
 import keras
@@ -114,15 +115,30 @@ def share_global_seed():
 
     Called in the strategy's scope, by all workers, before a step is traced.
     """
-    found = global_seed_generator()
-    if not isinstance(found.state.value, tf.distribute.DistributedValues):
-        state = found.state.numpy()
-        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, None)
-        with tf.init_scope():
-            found = global_seed_generator()
-            if isinstance(found.state.value, tf.distribute.DistributedValues):
-                found.state.assign(state)
+    with _own_draws():
+        found = global_seed_generator()
+        if not isinstance(found.state.value, tf.distribute.DistributedValues):
+            state = found.state.numpy()
+            global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, None)
+            with tf.init_scope():
+                found = global_seed_generator()
+                if isinstance(found.state.value, tf.distribute.DistributedValues):
+                    found.state.assign(state)
     _host["generator"] = found
+
+
+@contextlib.contextmanager
+def _own_draws():
+    """Inside, Keras draws seeds of its own, so that those outside come as on one device.
+
+    A layer that is made later, or a shuffle, would else get the number after the one it gets there.
+    """
+    before = random.getstate()
+    random.seed(f"keras.random {random.random()}")
+    try:
+        yield
+    finally:
+        random.setstate(before)
 
 
 @contextlib.contextmanager
