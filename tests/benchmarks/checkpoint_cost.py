@@ -41,6 +41,9 @@ class Gaps(keras.callbacks.Callback):
         super().__init__()
         self.with_save, self.without, self._ended = [], [], None
 
+    def on_train_begin(self, logs=None):
+        self._ended = None
+
     def on_train_batch_begin(self, batch, logs=None):
         if self._ended is not None:
             gaps = self.without if batch % args.save_every_steps else self.with_save
