@@ -124,7 +124,6 @@ def share_global_seed():
                 found = global_seed_generator()
                 if isinstance(found.state.value, tf.distribute.DistributedValues):
                     found.state.assign(state)
-    random.setstate(drawn)
     _host["generator"] = found
 
 
