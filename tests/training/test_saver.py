@@ -264,9 +264,9 @@ class TestTheBest:
     def test_max_is_given(self, run):
         assert run(best_mode="max").steps() == [8, 64]
 
-    def test_it_is_saved_whenever_it_comes(self, tmp_path, shared):
+    def test_it_is_saved_whenever_it_comes(self, tmp_path):
         checkpoints = Checkpoints(tmp_path, keep_last=9, keep_best="loss")
-        shared.fit(
+        trainer().fit(
             X, Y, epochs=3, checkpoints=checkpoints, save_every_steps=100, **SMALL
         )  # Adam on a linear model: every epoch is better.
         assert checkpoints.steps() == [8, 16, 24]
