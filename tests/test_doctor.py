@@ -13,6 +13,8 @@ from tfscale import doctor
 from tfscale.__main__ import main
 from tfscale.training.checkpoint import Checkpoint, Checkpoints
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run_dir(tmp_path):

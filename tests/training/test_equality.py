@@ -17,6 +17,8 @@ import tfscale
 from tfscale import testing
 from tfscale.strategy import make_strategy
 
+pytestmark = pytest.mark.slow
+
 layers = keras.layers
 
 WORKER = pathlib.Path(__file__).with_name("equality_worker.py")

@@ -16,6 +16,8 @@ from tfscale import testing
 from tfscale.strategy import make_strategy
 from tfscale.training import keras_fit
 
+pytestmark = pytest.mark.slow
+
 WORKER = pathlib.Path(__file__).with_name("keras_fit_worker.py")
 # Of the longer cases the first calls: a start of workers traces each graph anew on both.
 ON_TWO_WORKERS = (
@@ -176,10 +178,6 @@ REFUSED = {
     "not compiled": (lambda: _uncompiled().fit(X, Y), "must call `compile"),
     "evaluated, not compiled": (lambda: _uncompiled().evaluate(X, Y), "must call `compile"),
     "batch too small": (lambda: distributed().fit(X, Y, batch_size=1), "number of replicas"),
-    "validation batch too small": (
-        lambda: distributed().fit(X, Y, validation_data=(X, Y), validation_batch_size=1),
-        "number of replicas",
-    ),
     "distributed dataset": (
         lambda: distributed().fit(_distributed_dataset()),
         "the dataset itself",
