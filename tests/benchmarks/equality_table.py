@@ -91,7 +91,7 @@ def _split(items):
 def cell(found, expected, errors):
     """Return what is shown of a row; what is raised goes into `errors`, a list, once."""
     if "error" in found:
-        text = re.sub(r"\s+", " ", re.sub(r"\x1b\[\d*m", "", str(found["error"])))
+        text = re.sub(r"\s+", " ", re.sub(r"\x1b\[\d*m|0x[0-9a-f]+", "", str(found["error"])))
         start = text[:60]
         if start not in [known[:60] for known in errors]:
             errors.append(text if len(text) < 200 else f"{text[:90]} ... {text[-90:]}")
