@@ -17,7 +17,7 @@ help:
 	@echo 'make setup    a virtual environment in .venv with all that is needed'
 	@echo 'make fit      train the default model on two local workers'
 	@echo 'make test     run the tests; ARGS="-m \"not workers\"" leaves out those with worker processes'
-	@echo 'make test-slow   those that "make test" leaves out, on three workers'
+	@echo 'make test-slow   the suites that "make test" leaves out: they take minutes'
 	@echo 'make test-keras-versions   the tests of fit with Keras 3.13, 3.14 and 3.15, each in a .venv of its own'
 	@echo 'make lint     check style and types'
 	@echo 'make format   put the code into shape'
