@@ -28,29 +28,51 @@ from tfscale.strategy import make_strategy  # noqa: E402
 from tfscale.training.checkpoint import Checkpoints  # noqa: E402
 from tfscale.training.trainer import Trainer  # noqa: E402
 
+STEPS_PER_EXECUTION = args.save_every_steps // 10
+EXECUTIONS = args.save_every_steps // STEPS_PER_EXECUTION
 STEPS = args.save_every_steps * args.saves
 rng = np.random.default_rng(0)
 x = rng.random((args.batch * STEPS, 784), dtype="float32")
 y = rng.integers(0, 10, len(x))
 
 
-class Gaps(keras.callbacks.Callback):
-    """Seconds from the end of one execution's callbacks to the beginning of the next's."""
+class Times(keras.callbacks.Callback):
+    """What executions take, by their number since the last save, and the gaps between them."""
 
     def __init__(self):
         super().__init__()
-        self.with_save, self.without, self._ended = [], [], None
+        self.with_save, self.without, self._ended, self._began = [], [], None, None
+        self.wall, self.processor = ([[] for _ in range(EXECUTIONS)] for _ in range(2))
 
     def on_train_begin(self, logs=None):
         self._ended = None
 
     def on_train_batch_begin(self, batch, logs=None):
+        self._began = time.perf_counter(), time.process_time()
         if self._ended is not None:
             gaps = self.without if batch % args.save_every_steps else self.with_save
-            gaps.append(time.perf_counter() - self._ended)
+            gaps.append(self._began[0] - self._ended)
 
     def on_train_batch_end(self, batch, logs=None):
-        self._ended = time.perf_counter()
+        self._ended, processor = time.perf_counter(), time.process_time()
+        if batch >= args.save_every_steps:  # behind a first save
+            number = batch % args.save_every_steps // STEPS_PER_EXECUTION
+            self.wall[number].append(self._ended - self._began[0])
+            self.processor[number].append(processor - self._began[1])
+
+
+def behind_a_save(executions):
+    """Seconds that a save adds to the executions behind it, and its share of them all.
+
+    Those of the second half, when the write is over, are what the others are compared with, each
+    with those of its own interval: other work on the machine changes from one to the next.
+    """
+    half = EXECUTIONS // 2
+    added = []
+    for interval in zip(*executions, strict=True):
+        usual = statistics.median(interval[half:])
+        added.append((sum(interval[:half]) - half * usual, EXECUTIONS * usual))
+    return [seconds for seconds, _ in added], [seconds / total for seconds, total in added]
 
 
 def trainer():
@@ -72,20 +94,19 @@ def spread(values, digits=1):
 
 strategy = make_strategy("onedevice")
 ways = {False: trainer(), True: trainer()}
-gaps, wall, processor, added = Gaps(), {False: [], True: []}, {False: [], True: []}, []
+times, wall, processor, added = Times(), {False: [], True: []}, {False: [], True: []}, []
 with tempfile.TemporaryDirectory() as folder:
     for turn in range(args.rounds + 1):
-        # The epoch goes on behind its last step, so that the last save is one as any other.
         for saves in (False, True) if turn % 2 else (True, False):
             began = time.perf_counter(), time.process_time()
             ways[saves].fit(
                 x,
                 y,
                 global_batch_size=args.batch,
-                steps_per_execution=10,
+                steps_per_execution=STEPS_PER_EXECUTION,
                 checkpoints=Checkpoints(folder) if saves else None,
                 save_every_steps=args.save_every_steps,
-                callbacks=[gaps] if saves and turn else None,
+                callbacks=[times] if saves and turn else None,
                 verbose=0,
             )
             if turn:
@@ -97,10 +118,14 @@ with tempfile.TemporaryDirectory() as folder:
     size = sum(p.stat().st_size for p in Checkpoints(folder).path(steps[-1]).iterdir())
 
 print(f"checkpoint                        {size / 1e6:.0f} MB, every {args.save_every_steps} steps")
-print(f"loop stands still, with a save    {spread(gaps.with_save)}")
-print(f"loop stands still, without        {spread(gaps.without)}")
+print(f"loop stands still, with a save    {spread(times.with_save)}")
+print(f"loop stands still, without        {spread(times.without)}")
 for name, values in (("by the clock", wall), ("processor time", processor)):
     off, on = (statistics.median(values[saves]) for saves in (False, True))
     print(f"a step, {name:<16}          {spread(values[False], 2)} saving off")
     print(f"{'':<34}{spread(values[True], 2)} saving on: {on / off - 1:+.1%}")
+for name, values in (("by the clock", times.wall), ("processor time", times.processor)):
+    seconds, shares = behind_a_save(values)
+    share = statistics.median(shares)
+    print(f"behind a save, {name:<16}   {spread(seconds)} more: {share:+.1%}")
 print(f"cost of each round                {', '.join(f'{a:+.1%}' for a in added)}")
