@@ -65,7 +65,7 @@ def replica_share(element, reduction="mean"):
         reduction = reduction_lib.build_reduction(reduction)
     replicas = shard_of(context.strategy).replicas_per_worker
     data, share = step_lib.cut_share(*element, replicas, reduction)
-    with reduction_lib.replica_share(share):
+    with reduction_lib.sharing(share):
         yield data
 
 

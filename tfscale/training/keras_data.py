@@ -146,13 +146,13 @@ def describe(data, shard):
 
     Args:
         data: a `keras_batches.KerasBatches`.
-        shard: the worker and its replicas.
+        shard: a worker of several, and its replicas.
     """
     size, policy = data.global_batch_size, data.source.auto_shard_policy
     size = f"{size} examples" if size else "as many examples as the data gives"
     line = (
         f"Data: {data.source.kind}; global batch: {size}; read by each of {shard.num_workers} "
-        f"worker(s), which cut(s) it for {shard.num_replicas} replica(s)."
+        f"workers, which cut it for {shard.num_replicas} replicas."
     )
     if policy is None:
         return line

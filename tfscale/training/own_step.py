@@ -42,7 +42,7 @@ class OwnStep:
             A dict of scalars, each times this replica's weight, so that the sum over replicas is
             the mean over the global batch. Numbers that a metric holds are not in it.
         """
-        with reduction_lib.noted_means() as means, reduction_lib.replica_share(share):
+        with reduction_lib.noted_means() as means, reduction_lib.sharing(share):
             more = (share,) if self._takes_share else ()
             report = self._step(self._model, data, *more)
         report = _flat(report)

@@ -163,7 +163,7 @@ def warn_about_local_statistics(model):
     """Say once, on the chief, if a layer normalises over each replica's own examples."""
     names = [
         layer.name
-        for layer in _layers(model)
+        for layer in layers_of(model)
         if isinstance(layer, keras.layers.BatchNormalization)
         and layer.trainable  # a frozen one uses its statistics
         and not layer.synchronized
@@ -179,8 +179,8 @@ def warn_about_local_statistics(model):
         )
 
 
-def _layers(layer):
-    """All layers inside a layer, nested ones too."""
+def layers_of(layer):
+    """Return all layers inside a layer, nested ones too, one by one."""
     for inner in getattr(layer, "layers", []):
         yield inner
-        yield from _layers(inner)
+        yield from layers_of(inner)

@@ -83,7 +83,7 @@ class Share:
 
 
 @contextlib.contextmanager
-def replica_share(share):
+def sharing(share):
     """Inside, Keras losses, loss trackers and random seeds are those of one replica of many.
 
     Entered by the replica's own thread while its step is traced.

@@ -92,7 +92,7 @@ def statistics_of(model):
         return []
     equal = {
         id(variable)
-        for layer in _layers(model)
+        for layer in prepare.layers_of(model)
         if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized
         for variable in layer.variables
     }
@@ -261,10 +261,3 @@ def _fit_for_workers(original):
         return result
 
     return save
-
-
-def _layers(layer):
-    """All layers inside a layer, nested ones too."""
-    for inner in getattr(layer, "layers", []):
-        yield inner
-        yield from _layers(inner)

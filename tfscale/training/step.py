@@ -1,7 +1,7 @@
 """What one replica does with its share of one global batch: train, test or predict.
 
 The functions here run inside `strategy.run`, while TensorFlow traces them into one graph.
-A step is written as for one device; `reduction.replica_share` makes it one of many.
+A step is written as for one device; `reduction.sharing` makes it one of many.
 """
 
 import dataclasses
@@ -89,7 +89,7 @@ def train_replica(model, data, share, jit_compile=False):
 
     if jit_compile:
         forward_backward = tf.function(forward_backward, jit_compile=True, autograph=False)
-    with reduction_lib.replica_share(dataclasses.replace(share, loss_is_weighted=True)):
+    with reduction_lib.sharing(dataclasses.replace(share, loss_is_weighted=True)):
         gradients, loss, y_pred = forward_backward()
         optimizer.apply(gradients, model.trainable_variables)
         return _track(model, loss, share, x, y, y_pred, sample_weight)
@@ -109,7 +109,7 @@ def test_replica(model, data, share):
         What the model's `compute_metrics` returned: numbers by name.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    with reduction_lib.replica_share(share):
+    with reduction_lib.sharing(share):
         y_pred = call(model, x, training=False)
         loss = model.compute_loss(x, y, y_pred, sample_weight, training=False)
         return _track(model, loss, share, x, y, y_pred, sample_weight)
@@ -197,7 +197,7 @@ def test_function(model):
 def _track(model, loss, share, x, y, y_pred, sample_weight):
     """Update the metrics with the examples that this replica counts for; return their numbers."""
     tracker = next((m for m in model.metrics if m.name == "loss"), None)
-    with reduction_lib.replica_share(share.of_counted()) as counted:
+    with reduction_lib.sharing(share.of_counted()) as counted:
         if tracker is not None:
             tracker.update_state(loss, sample_weight=tf.cast(counted.rows, loss.dtype))
         return model.compute_metrics(*share.count((x, y, y_pred)), share.count(sample_weight))
