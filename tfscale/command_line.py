@@ -68,13 +68,13 @@ def define_supervision(values, max_restarts):
         max_restarts: how often, by default, all workers are started again.
     """
     for name, default, text in (
-        ("max_restarts", max_restarts, "local workers: failures within an hour that all restart"),
         (
-            "hang_timeout_seconds",
-            0,
-            "local workers: restart when no step ends for so long; 0: wait",
+            "max_restarts",
+            max_restarts,
+            "failures within an hour that restart the workers; in a cluster 0, unless given",
         ),
-        ("grace_seconds", 60, "local workers: time to save and leave after a signal"),
+        ("hang_timeout_seconds", 0, "restart when no step ends for so long; 0: wait"),
+        ("grace_seconds", 60, "time for workers to save and leave after a signal"),
     ):
         flags.DEFINE_integer(name, default, text, lower_bound=0, flag_values=values)
     for name, text in (
@@ -88,6 +88,24 @@ def supervision(values):
     """Return the values of `define_supervision`'s flags, by name."""
     names = ("max_restarts", "hang_timeout_seconds", "grace_seconds", "min_workers", "max_workers")
     return {name: values[name].value for name in names}
+
+
+def task_supervision(values):
+    """Return the values of the flags that hold for the worker of one task of a cluster.
+
+    Nothing restarts or watches it unless that was typed: the cluster has a policy of its own.
+
+    Args:
+        values: those of `define_supervision`.
+
+    Returns:
+        The arguments of `supervise.run_task` by name; None where it is not wanted.
+    """
+    names = ("hang_timeout_seconds", "grace_seconds")
+    found = {name: values[name].value for name in names}
+    restarts = values["max_restarts"]
+    found["max_restarts"] = restarts.value if restarts.present else 0
+    return found if found["max_restarts"] or found["hang_timeout_seconds"] else None
 
 
 def run(main, argv):

@@ -24,7 +24,8 @@ USAGE = """Train a Keras model on one device, on several replicas, or on many wo
   python -m tfscale.fit --run_dir=runs/mine                  again: goes on where it stopped
 
 When a local worker fails, all of them start again from the last checkpoint.
-In a cluster, TF_CONFIG or Slurm's variables say who this task is."""
+In a cluster, TF_CONFIG or Slurm's variables say who this task is; with --max_restarts=N on all
+tasks each of them starts its own worker again."""
 
 
 def main(argv=None):
@@ -45,6 +46,9 @@ def _main(argv):
     cluster = environment.resolve()
     if _starts_workers(values, cluster):
         return _run_workers(values, argv)
+    supervision = command_line.task_supervision(values)
+    if supervision and cluster.workers and not cluster.is_evaluator and not values.dry_run:
+        return _run_task(values, argv, cluster, supervision)
     return _train(values, cluster)
 
 
@@ -131,6 +135,32 @@ def _run_workers(values, argv):
     )
 
 
+def _run_task(values, argv, cluster, supervision):
+    """Start this task's worker, watch it, and start it again when it has failed."""
+    if not values.run_dir:
+        raise config_files.UsageError(
+            "A task that starts its worker again must have --run_dir, the same on all tasks. "
+            "Received: --max_restarts or --hang_timeout_seconds without it. Name a folder that "
+            "all tasks see."
+        )
+    if values.resume not in ("auto", "never"):
+        raise config_files.UsageError(
+            "Tasks that start again go on from the newest checkpoint in --run_dir. "
+            f"Received: --resume={values.resume} in a cluster, with --max_restarts or "
+            "--hang_timeout_seconds. Start once without these flags, until a checkpoint is "
+            "written."
+        )
+    if values.resume == "never" and cluster.is_chief:
+        run_folder.RunFolder(values.run_dir).move_aside()
+    own = ["--resume=auto", "--max_restarts=0", "--hang_timeout_seconds=0"]
+    return supervise.run_task(
+        [sys.executable, "-m", "tfscale.fit", *argv, *own],
+        cluster,
+        log_dir=os.path.join(values.run_dir, "logs"),
+        **supervision,
+    )
+
+
 def _commands(values, argv, run_dir):
     """Return the function that gives the workers' command in each of their lives.
 
@@ -148,6 +178,7 @@ def _commands(values, argv, run_dir):
         begins = life == 1 or last_written() == before
         resume = values.resume if begins and values.resume != "never" else "auto"
         own = [f"--run_dir={run_dir}", "--workers=0", f"--resume={resume}"]
+        own += ["--max_restarts=0", "--hang_timeout_seconds=0"]  # this process sees to that
         return [sys.executable, "-m", "tfscale.fit", *argv, *own]
 
     return command

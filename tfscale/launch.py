@@ -1,9 +1,10 @@
 """Run a script on many workers: python -m tfscale.launch --workers=4 script.py
 
 Reads the command line, refuses what cannot be started, and starts the workers on this machine,
-or becomes the one that this task of a cluster is. What a worker does is in `run_script`.
+or becomes or watches the one that this task of a cluster is. What a worker does is in `run_script`.
 """
 
+import hashlib
 import importlib.machinery
 import importlib.util
 import json
@@ -31,7 +32,8 @@ MultiWorkerMirroredStrategy; one that makes its own MultiWorkerMirroredStrategy 
 All workers begin with one seed, and seeds that the script sets count. Local workers reach
 each other and no other machine, unless --private_network=false says so.
 The first failure ends all workers. With --max_restarts=N they start again, at most N times an
-hour: the script begins anew, so it should go on from what it has saved."""
+hour: the script begins anew, so it should go on from what it has saved. In a cluster each task
+then starts its own worker again."""
 
 _WORKER = str(Path(__file__).with_name("run_script.py"))
 _MAX_SEED = 2**31 - 1
@@ -57,6 +59,9 @@ def _main(argv):
     }
     if cluster.workers:
         _check_task(values, cluster)
+        supervision = command_line.task_supervision(values)
+        if supervision:
+            return _run_task(values, settings, target, cluster, supervision)
         _become_worker(settings, target)
     return _run_workers(values, settings, target)
 
@@ -163,6 +168,22 @@ def _become_worker(settings, target):
     sys.stdout.flush()
     command = _command(settings, target)
     os.execv(command[0], command)
+
+
+def _run_task(values, settings, target, cluster, supervision):
+    """Start this task's worker, watch it, and start it again when it has failed."""
+    if settings["seed"] is None:
+        # All launchers find the same one, in every life, without asking each other.
+        digest = hashlib.sha256(json.dumps(cluster.workers).encode()).digest()
+        settings["seed"] = int.from_bytes(digest[:8], "big") % (_MAX_SEED + 1)
+    print(
+        f"tfscale: worker {cluster.rank} of {cluster.num_workers}, seed {settings['seed']} "
+        f"(--seed={settings['seed']} repeats it)",
+        flush=True,
+    )
+    return supervise.run_task(
+        _command(settings, target), cluster, log_dir=values.log_dir or None, **supervision
+    )
 
 
 def _run_workers(values, settings, target):

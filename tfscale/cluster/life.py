@@ -21,6 +21,9 @@ _PEER_SECONDS = 3.0  # how long the cause may be waited for when only consequenc
 # From SIGTERM to SIGKILL where another life waits. What a worker has to say about a lost peer it
 # says in one; TensorFlow's shutdown then waits for that peer, for up to 15, and saves nothing.
 _HURRIED_SECONDS = 2.0
+# How long a stopped worker may stand still where its peers are on other machines: TensorFlow's
+# heartbeat takes 10 to find it there, and nobody else can tell this launcher.
+_STOPPED_SECONDS = 15.0
 _NOTICE_SECONDS = 600.0  # of standing still until the launcher says so
 
 
@@ -55,6 +58,8 @@ class Life:
         grace_seconds: time to save and to leave after a signal, for workers that promised to.
         hurries: whether another life waits for the end of this one, so that nobody waits for
             what a worker does after it has failed, or has lost one that did.
+        sees_all: whether these are all workers of the cluster, so that the cause of a failure
+            must be among them.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Life:
         hang_timeout_seconds: float = 0.0,
         grace_seconds: float = 60.0,
         hurries: bool = False,
+        sees_all: bool = True,
     ):
         self._workers = workers
         self._signals = signals
@@ -72,6 +78,7 @@ class Life:
         self._hang_timeout_seconds = hang_timeout_seconds
         self._grace_seconds = grace_seconds
         self._hurries = hurries
+        self._sees_all = sees_all
         self._end_seconds = min(_HURRIED_SECONDS if hurries else END_SECONDS, grace_seconds)
         self._quiet = stall.Quiet()
         self._noticed = False
@@ -142,7 +149,7 @@ class Life:
             self._end_all(self._alive())
         elif halted := stall.stopped(self._alive()):
             self._hold_responsible(halted)
-        elif waited >= _PEER_SECONDS:
+        elif waited >= _PEER_SECONDS or not self._sees_all:
             self._end_all(self._alive())
 
     def _let_follow(self) -> None:
@@ -167,12 +174,18 @@ class Life:
         quiet = self._quiet.look([worker.pulse.read() for worker in alive], time.monotonic())
         if 0 < self._hang_timeout_seconds <= quiet:
             self._hold_responsible([])
+        elif self._is_lost_to_others(quiet) and (halted := stall.stopped(alive)):
+            self._hold_responsible(halted)
         elif quiet < _NOTICE_SECONDS:
             self._noticed = False
         elif not self._noticed:
             self._noticed = True
             end = "" if self._hang_timeout_seconds else " --hang_timeout_seconds=N would end them."
             self._say(f"no worker has made a step for {quiet:.0f} s.{self._places(alive)}{end}")
+
+    def _is_lost_to_others(self, quiet: float) -> bool:
+        """Whether workers of other launchers would have given up on one that is stopped."""
+        return self._hurries and not self._sees_all and quiet >= _STOPPED_SECONDS
 
     def _hold_responsible(self, suspects: Sequence[Worker]) -> None:
         """Have all write their stacks, find out who hangs, and end all."""
@@ -214,7 +227,7 @@ class Life:
         began = any(beat.is_watched or beat.step > 0 for beat in beats)
         ends = self._ends()
         cause = verdict.cause(ends)
-        report = verdict.report(cause, ends) if cause else ""
+        report = verdict.report(cause, ends, self._sees_all) if cause else ""
         if self._num_signals:
             code = 130 if self._signals[0] == signal.SIGINT else verdict.ASKS_FOR_RESTART
             report = report or verdict.report_of_leaving(ends)

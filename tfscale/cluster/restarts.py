@@ -48,8 +48,10 @@ class Restarts:
         self._all.append(now)
         return min(2.0 ** (len(self._all) - 2), _LONGEST_PAUSE_SECONDS) if self._all[1:] else 0.0
 
-    def words(self, outcome: Outcome, pause: float | None) -> str:
-        """Say what `pause_after` has decided."""
+    def words(
+        self, outcome: Outcome, pause: float | None, starting: str = "all workers start"
+    ) -> str:
+        """Say what `pause_after` has decided; `starting` begins with who starts."""
         if pause is None:
             return (
                 f"gave up after {len(self._failures)} restarts within an hour, which is what "
@@ -57,9 +59,9 @@ class Restarts:
             )
         when = f"in {pause:g} s" if pause else "now"
         if outcome.kind == "restart":
-            return f"all workers start again {when}"
+            return f"{starting} again {when}"
         return (
-            f"all workers start again {when} (restart {len(self._failures)} of "
+            f"{starting} again {when} (restart {len(self._failures)} of "
             f"{self._max_restarts} within an hour)"
         )
 

@@ -1,14 +1,13 @@
-"""Runs the workers of one machine, and starts all of them again when one has failed.
+"""Runs the workers of one machine, and starts them again when one has failed.
 
-One start of all workers is a life, see `life`. Here is what lies between two of them: whether
-there is another one, after which pause, with how many workers, on new ports. A restart is only
+One start of all workers is a life, see `life`; who takes part in it is in `crew`. Here is what
+lies between two lives: whether there is another one, and after which pause. A restart is only
 as good as the worker's checkpoints: it runs the same command again.
 """
 
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import shutil
 import signal
@@ -20,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tfscale.cluster import local, pulse
+from tfscale.cluster.crew import Crew, LocalCrew, Member, TaskCrew
+from tfscale.cluster.environment import Cluster
 from tfscale.cluster.life import Life
 from tfscale.cluster.output import LinePrinter, WorkerOutput
 from tfscale.cluster.restarts import Places, Restarts
@@ -82,14 +83,90 @@ def run_local_workers(
             kernel refuses a private network.
     """
     environ = dict(os.environ if environ is None else environ)
+    crew = LocalCrew(Places(num_workers, min_workers, max_workers), environ)
+    return _run_lives(
+        command,
+        crew,
+        environ,
+        log_dir=log_dir,
+        stream=stream,
+        private_network=private_network,
+        max_restarts=max_restarts,
+        hang_timeout_seconds=hang_timeout_seconds,
+        grace_seconds=grace_seconds,
+    )
+
+
+def run_task(
+    command: Sequence[str] | Callable[[int], Sequence[str]],
+    cluster: Cluster,
+    *,
+    log_dir: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    stream=None,
+    max_restarts: int = 0,
+    hang_timeout_seconds: float = 0.0,
+    grace_seconds: float = 60.0,
+) -> int:
+    """Run a command as the worker of this task of a cluster until it is done.
+
+    When it fails it is started again, at the same address. The workers of the other tasks fail
+    by losing it, and the launchers of those tasks start them again; all then meet anew. Signals
+    and leftovers are as with `run_local_workers`.
+
+    Args:
+        command: program and arguments; or a function from the number of the life, from 1, to
+            them.
+        cluster: the cluster, in which this task is a worker.
+        log_dir: folder that receives all output as `worker-RANK.log`; made if missing.
+        environ: environment of the worker beside TF_CONFIG; this process' own by default.
+        stream: as for `run_local_workers`.
+        max_restarts: failures within an hour, of this worker, that are followed by another
+            start. Losing a peer is one of them.
+        hang_timeout_seconds: end and restart the worker when it has not beaten (`pulse.beat`)
+            for so long after training began; 0 for never. Where restarts are allowed, one that
+            is stopped is ended after 15 seconds in any case.
+        grace_seconds: as for `run_local_workers`.
+
+    Returns:
+        As `run_local_workers`, for this worker alone.
+
+    Raises:
+        ValueError: if the command cannot be found.
+    """
+    environ = dict(os.environ if environ is None else environ)
+    return _run_lives(
+        command,
+        TaskCrew(cluster, environ),
+        environ,
+        log_dir=log_dir,
+        stream=stream,
+        private_network=False,
+        max_restarts=max_restarts,
+        hang_timeout_seconds=hang_timeout_seconds,
+        grace_seconds=grace_seconds,
+    )
+
+
+def _run_lives(
+    command: Sequence[str] | Callable[[int], Sequence[str]],
+    crew: Crew,
+    environ: Mapping[str, str],
+    *,
+    log_dir: str | None,
+    stream,
+    private_network: bool | None,
+    max_restarts: int,
+    hang_timeout_seconds: float,
+    grace_seconds: float,
+) -> int:
+    """Run one life after the other; return the exit code of the last one."""
     make_command = command if callable(command) else lambda life: command
     _check_command(make_command(1), environ)
-    places = Places(num_workers, min_workers, max_workers)
     restarts = Restarts(max_restarts)
     signals: list[int] = []
     with _recorded_signals(signals), contextlib.ExitStack() as cleanup:
         house = _House(
-            environ,
             Path(log_dir) if log_dir else None,
             LinePrinter(sys.stdout if stream is None else stream),
             cleanup.enter_context(contextlib.closing(local.Guard())),
@@ -98,14 +175,14 @@ def run_local_workers(
         number = 0
         while True:
             number += 1
-            taking_part = places.next_life()
-            with _workers(house, make_command(number), number, taking_part) as workers:
+            with _workers(house, make_command(number), number, crew.members()) as workers:
                 outcome = Life(
                     workers,
                     signals,
                     hang_timeout_seconds=hang_timeout_seconds,
                     grace_seconds=grace_seconds,
                     hurries=max_restarts > 0,
+                    sees_all=crew.is_whole,
                 ).watch()
             if outcome.report:
                 _say(outcome.report)
@@ -114,9 +191,9 @@ def run_local_workers(
             pause = restarts.pause_after(outcome)
             if pause is None:
                 if max_restarts:
-                    _say(restarts.words(outcome, pause))
+                    _say(restarts.words(outcome, pause, crew.starting))
                 return outcome.code
-            _say(restarts.words(outcome, pause) + places.note(outcome, taking_part))
+            _say(restarts.words(outcome, pause, crew.starting) + crew.note(outcome))
             if not _pause(pause, signals):
                 return 130 if signals[0] == signal.SIGINT else 143
 
@@ -125,31 +202,29 @@ def run_local_workers(
 class _House:
     """What all lives share."""
 
-    environ: Mapping[str, str]
     log_dir: Path | None
     printer: LinePrinter
     guard: local.Guard
     namespace: int
-    ports: tuple[int, ...] = ()
 
 
 @contextlib.contextmanager
 def _workers(
-    house: _House, command: Sequence[str], life: int, places: Sequence[int]
+    house: _House, command: Sequence[str], life: int, members: Sequence[Member]
 ) -> Iterator[list[Worker]]:
     """Start the workers of one life; nothing of them is left afterwards."""
     if house.log_dir:
         house.log_dir.mkdir(parents=True, exist_ok=True)
-    environments = local.worker_environments(len(places), house.environ, house.ports)
-    house.ports = _ports_of(environments)
     workers: list[Worker] = []
     with contextlib.ExitStack() as cleanup:
-        for rank, (place, own) in enumerate(zip(places, environments, strict=True)):
+        for member in members:
+            rank = member.rank
             heart = cleanup.enter_context(contextlib.closing(pulse.Pulse()))
-            own |= {
+            own = {
+                **member.environ,
                 pulse.VARIABLE: heart.variable,
                 "TFSCALE_LIFE": str(life),
-                "TFSCALE_LOCAL_PLACE": str(place),
+                "TFSCALE_LOCAL_PLACE": str(member.place),
             }
             process = local.start_worker(
                 list(command),
@@ -170,11 +245,6 @@ def _workers(
             released = functools.partial(house.guard.release, process)
             workers.append(Worker(rank, process, output, heart, released))
         yield workers
-
-
-def _ports_of(environments: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-    addresses = json.loads(environments[0]["TF_CONFIG"])["cluster"]["worker"]
-    return tuple(int(address.rpartition(":")[2]) for address in addresses)
 
 
 @contextlib.contextmanager

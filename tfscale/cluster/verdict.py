@@ -120,12 +120,14 @@ def cause(ends: list[End]) -> End | None:
     return None
 
 
-def report(end: End, ends: list[End]) -> str:
+def report(end: End, ends: list[End], sees_all: bool = True) -> str:
     """Return what a user is told about the cause of a failure: who, where, why, the last lines.
 
     Args:
         end: the cause, of `cause`.
         ends: all ends of that life.
+        sees_all: whether these are all workers; where other launchers have others, the cause
+            may be there.
     """
     where = f"; all of it: {end.log}" if end.log else ""
     lines = "".join(f"\n    {line}" for line in end.lines[-_NUM_SHOWN:]) or " none"
@@ -138,6 +140,11 @@ def report(end: End, ends: list[End]) -> str:
         )
     if end.asks_for_restart:
         return f"tfscale: worker {end.rank} was asked to leave and did{end.beat.place()}."
+    if not sees_all:
+        what = "failed"
+        if end.lost_a_peer:
+            what = "lost a peer, or did not meet it; the cause is in another node's log"
+        return f"tfscale: worker {end.rank} {what}: {end.reason()}{where}. Its last lines:{lines}"
     return f"tfscale: worker {end.rank} failed first: {end.reason()}{where}. Its last lines:{lines}"
 
 
