@@ -492,7 +492,7 @@ def test_workers_killed_at_a_moment_end_with_the_bits_of_the_undisturbed_run(tmp
     train(undisturbed, *argv)
     killer = kill_when(killed, step=40, rank=1)
     killer.start()
-    code = fit.main([*argv, f"--run_dir={killed}"])
+    code = fit.main([*argv, f"--run_dir={killed}", "--max_restarts=0"])
     killer.join()
     assert code == 128 + signal.SIGKILL
     assert "worker 1 failed first: signal SIGKILL" in capfd.readouterr().err

@@ -5,11 +5,9 @@ refuses what does not fit; `Experiment.train` trains, saves, tests and writes th
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import tempfile
 import time
 
@@ -25,11 +23,9 @@ from tfscale.models import objectives
 from tfscale.monitor import run_log
 from tfscale.optimizers import schedules  # noqa: F401  (registers LinearWarmup for loading)
 from tfscale.training import checkpoint as checkpoint_lib
-from tfscale.training import prepare
+from tfscale.training import preemption, prepare, run_state
 from tfscale.training import reduction as reduction_lib
 from tfscale.training.trainer import Trainer
-
-_PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "numpy")
 
 
 @dataclasses.dataclass
@@ -47,6 +43,11 @@ class Experiment:
     strategy_name: str
     splits: load_lib.Splits
     trainer: Trainer
+
+    @staticmethod
+    def save_when_told_to_leave():
+        """For the rest of this process, save and leave at SIGTERM, SIGUSR1 and Ctrl-C."""
+        preemption.listen()
 
     def train(self, run_dir="", resume="auto", verbose="auto"):
         """Train, save the model, score the test split, write the summary.
@@ -196,7 +197,7 @@ class Experiment:
             "num_replicas": trainer.strategy.num_replicas_in_sync,
             "parameters": trainer.model.count_params(),
             "data_fingerprint": self.splits.fingerprint,
-            "versions": versions(),
+            "versions": run_state.versions(),
         }
 
 
@@ -299,14 +300,6 @@ def save_model(model, path, is_chief):
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def versions():
-    """Return the versions that a run's numbers depend on."""
-    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    from tfscale import __version__
-
-    return {"tfscale": __version__, "python": platform.python_version(), **packages}
 
 
 def _check_counts(config):

@@ -1,7 +1,7 @@
 """The iterators of one call of `fit`: which one gives an epoch, when it is made.
 
 Owns the state between epochs. How many iterators are made matters: a shuffle of `tf.data` draws
-its next seed whenever one is made, read or not.
+its next seed whenever one is made, read or not; and so does when earlier random states come back.
 """
 
 import warnings
@@ -22,7 +22,7 @@ class Feed:
         self._data, self._shard, self._first_epoch = data, shard, first_epoch
         self._iterator = None
 
-    def begin(self, epoch, position=0):
+    def begin(self, epoch, position=0, restore=lambda: None):
         """Return the iterator that gives the next steps.
 
         Call it once for every epoch, in turn. The first call may be for any epoch and position:
@@ -31,7 +31,11 @@ class Feed:
         Args:
             epoch: the epoch to begin, or to go on with.
             position: steps of it that are done already.
+            restore: puts random states back as they were at this position. An epoch may draw its
+                order as it begins, so it is called before the draw at the first position, and
+                after it at any other.
         """
+        restore()
         steps = self._data.steps_per_epoch
         if steps is None:
             return iter(self._data.dataset(self._shard, position))
@@ -68,9 +72,10 @@ class PassFeed(Feed):
         self._source, self._epoch = source, None
         self._taken = 0  # batches of the current pass
 
-    def begin(self, epoch, position=0):
+    def begin(self, epoch, position=0, restore=lambda: None):
         if self._epoch is None and (epoch > self._first_epoch or position):
-            return self._go_to(epoch, position)
+            return self._go_to(epoch, position, restore)
+        restore()
         self._epoch = epoch
         self._source.begin(self._data.steps_in(epoch, self._first_epoch))
         if self._iterator is None or self._source.given_steps is None:
@@ -90,9 +95,10 @@ class PassFeed(Feed):
     def _open(self, start=0):
         self._iterator, self._taken = iter(self._data.dataset(self._shard, start)), start
 
-    def _go_to(self, epoch, position):
+    def _go_to(self, epoch, position, restore):
         """Begin at any step: reading what comes before, where that decides what follows."""
         if self._source.starts_anywhere:
+            restore()
             step = self._data.first_step(epoch, self._first_epoch) + position
             self._epoch = epoch
             self._source.begin(self._data.steps_in(epoch, self._first_epoch))
@@ -105,8 +111,12 @@ class PassFeed(Feed):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # it was warned of in its time
                 self.end(exhausted=ended)
+        if not position:
+            restore()
         iterator = self.begin(epoch)
         _skip(iterator, position)
+        if position:
+            restore()
         return iterator
 
 
@@ -128,12 +138,16 @@ class EpochFeed(Feed):
         super().__init__(data, shard, first_epoch)
         self._source, self._epoch = source, None
 
-    def begin(self, epoch, position=0):
+    def begin(self, epoch, position=0, restore=lambda: None):
         if self._epoch is None:
             for before in range(self._first_epoch, epoch):
                 self._source.replay(self._data.steps_in(before, self._first_epoch))
+        if not position:
+            restore()
         self._epoch = epoch
         self._source.begin(self._data.steps_in(epoch, self._first_epoch), position)
+        if position:
+            restore()
         return iter(self._data.dataset(self._shard))
 
     def end(self, exhausted=False):

@@ -1,6 +1,7 @@
 """What one call of `Trainer.fit` works with: its data, its limits, and what is due when."""
 
 import dataclasses
+from collections.abc import Callable
 
 import keras
 
@@ -27,6 +28,9 @@ class FitRun:
         is_watched: a callback looks at single executions and may stop the run within an epoch.
         steps_per_epoch: None until it is found out, for a dataset of unknown length.
         reports: sums of what a step of the user's own reported in this epoch, and the examples.
+        logs: the numbers of the last epoch, or None.
+        is_finished: all of it is done, `on_train_end` included.
+        restore_random: puts back the random states of an earlier life, once; or None.
     """
 
     data: Batches
@@ -42,10 +46,18 @@ class FitRun:
     stopped: bool = False
     steps_per_epoch: int | None = None
     reports: dict = dataclasses.field(default_factory=dict)
+    logs: dict | None = None
+    is_finished: bool = False
+    restore_random: Callable | None = None
 
     def __post_init__(self):
         self.steps_per_epoch = self.data.steps_per_epoch
         self._feed = None
+
+    @property
+    def history(self):
+        """Keras' `History` among the callbacks."""
+        return next(c for c in self.callbacks.callbacks if isinstance(c, keras.callbacks.History))
 
     @property
     def is_open_ended(self):
@@ -65,7 +77,8 @@ class FitRun:
         """
         if self._feed is None:
             self._feed = self.data.feed(shard, self.first_epoch)
-        return self._feed.begin(at.epoch, at.position)
+        restore, self.restore_random = self.restore_random, None
+        return self._feed.begin(at.epoch, at.position, restore or (lambda: None))
 
     def validation_is_due(self, epoch):
         """Say whether the data for validation are to be scored after an epoch."""

@@ -31,13 +31,21 @@ class Saver:
         save_every_seconds: seconds between two checkpoints, by the chief's clock; 0 for none.
         save_every_epochs: epochs between two checkpoints; 0 for one after each epoch where there
             are none by steps or seconds. The end of a run is always saved.
+        saves_end: save once more behind `on_train_end`, so that a script that runs again finds
+            how this call of `fit` ended.
 
     Raises:
         ValueError: if a number is negative.
     """
 
     def __init__(
-        self, checkpoints=None, *, save_every_steps=0, save_every_seconds=0, save_every_epochs=0
+        self,
+        checkpoints=None,
+        *,
+        save_every_steps=0,
+        save_every_seconds=0,
+        save_every_epochs=0,
+        saves_end=False,
     ):
         for name, value in (
             ("save_every_steps", save_every_steps),
@@ -50,6 +58,7 @@ class Saver:
                     "Leave it out for a checkpoint after each epoch."
                 )
         self._checkpoints, self._is_chief = checkpoints, False
+        self.saves_end = saves_end and checkpoints is not None
         self._steps, self._seconds = save_every_steps, save_every_seconds
         self._epochs = save_every_epochs or int(not save_every_steps and not save_every_seconds)
         self._name = checkpoints.keep_best if checkpoints else ""
@@ -143,7 +152,7 @@ class Saver:
         by_epochs = bool(self._epochs) and at.epoch % self._epochs == 0
         return is_last or is_best or by_epochs or self.is_due(at.step)
 
-    def save(self, step, read, facts):
+    def save(self, step, read, facts, arrays=None):
         """Copy the state out of the device, and begin to write it. Called by every worker.
 
         Waits for the write before, if it is still under way. After one that failed, nothing is
@@ -153,6 +162,7 @@ class Saver:
             step: updates of the weights so far.
             read: a function that returns the state as tensors by name; all workers run it.
             facts: what fits into JSON; it is copied.
+            arrays: further NumPy arrays by name, which nobody changes later.
         """
         self._clock_is_due, self._last = False, time.monotonic()
         self._wait()
@@ -161,7 +171,7 @@ class Saver:
             return
         # Tensors never change: an update of a variable whose value is still held here makes a
         # new one. So this copies from another device, and on the CPU not at all.
-        arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+        arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()} | (arrays or {})
         facts = json.loads(json.dumps({**facts, "best": self._best}))
         self._thread = threading.Thread(
             target=self._write,

@@ -1,0 +1,222 @@
+"""Scoring and predicting with one model: the part of the loop that changes no weight.
+
+Owns the model's graphs, which are made anew after `compile`. Training is in `loop.py`; both are
+reached through `Trainer` and through a repaired `keras.Model`.
+"""
+
+import itertools
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfscale.cluster import pulse
+from tfscale.data import elements
+from tfscale.strategy import shard_of
+from tfscale.training import functions as functions_lib
+from tfscale.training import own_step, prepare, progress, saving
+from tfscale.training import reduction as reduction_lib
+from tfscale.training import step as step_lib
+
+
+class Scorer:
+    """Scores and predicts with one model under the strategy it was built under.
+
+    Args:
+        model: the `keras.Model`.
+        step: a step of training of the user's own, `step(model, data)`, or None.
+        reduction: how gradients are summed over the replicas, of `training.reduction`.
+        jit_compile: compile the step with XLA; None for what the model was compiled with.
+        reports_last: report what a step of the user's own returned last, as Keras does, and not
+            the mean over the examples.
+    """
+
+    def __init__(self, model, *, step=None, reduction=None, jit_compile=None, reports_last=False):
+        self.model, self.strategy = model, model.distribute_strategy
+        self.shard = shard_of(self.strategy)
+        self.is_chief = self.shard.worker == 0
+        self.progress = progress.Progress()
+        self.reduction = reduction
+        self._step = None if step is None else own_step.as_graph(step)
+        self._jit_compile, self._reports_last = jit_compile, reports_last
+        self._functions, self._parts, self._is_training = None, [], False
+        self._is_merging = isinstance(
+            self.strategy,
+            (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy),
+        )
+
+    def prepare(self, spec, purpose):
+        """Make all variables and the graphs' functions, anew after `compile`.
+
+        Args:
+            spec: of the batches to come, the `element_spec` of `Batches`.
+            purpose: "train", "test" or "predict".
+        """
+        model, jit_compile = self.model, self._jit_compile
+        if self._is_merging:
+            with self.strategy.scope():
+                reduction_lib.share_global_seed()
+        prepare.build(model, spec, self.strategy, self._step, purpose)
+        if jit_compile is None:
+            jit_compile = bool(model.compiled and model.jit_compile)
+        parts = [
+            getattr(model, "optimizer", None),
+            getattr(getattr(model, "optimizer", None), "built", None),
+            model.compiled and model.run_eagerly,
+            jit_compile,
+            *model.metrics,
+            *model.trainable_variables,
+        ]
+        if self._functions is None or not _same(parts, self._parts):
+            self._parts = parts
+            if self.strategy.num_replicas_in_sync > 1:
+                prepare.warn_about_local_statistics(model)
+            self._functions = functions_lib.Functions(
+                model,
+                self.strategy,
+                self.shard,
+                step_lib.train_function(model, self._step, jit_compile),
+                step_lib.test_function(model),
+                self.reduction,
+                self._reports_last,
+            )
+        with self.strategy.scope():
+            if purpose != "predict":
+                self._functions.prepare(spec, training=purpose == "train")
+
+    def average_statistics(self):
+        """Make moving statistics that replicas keep for themselves equal on all of them."""
+        if saving.statistics_of(self.model) and self.strategy.num_replicas_in_sync > 1:
+            self._functions.average_statistics()
+
+    def evaluate(self, data, callbacks, steps_per_execution=None):
+        """Score all of the data and return the numbers by name.
+
+        Args:
+            data: prepared `Batches`.
+            callbacks: Keras' list of callbacks.
+            steps_per_execution: batches between two calls of the callbacks; None for all at once.
+        """
+        self.prepare(data.element_spec, "test")
+        callbacks.on_test_begin()
+        self._functions.reset_metrics()
+        dataset = data.epoch(self.shard)
+        iterator, num_steps = iter(dataset), int(dataset.cardinality())
+        sums, position = {}, 0
+        self.model.stop_evaluating = False
+        while position != num_steps:
+            k = steps_per_execution or 1024
+            k = min(k, num_steps - position) if num_steps >= 0 else k
+            callbacks.on_test_batch_begin(position)
+            taken = self._functions.test_steps(iterator, tf.constant(k), open_ended=num_steps < 0)
+            steps, examples = int(taken["steps"]), int(taken["examples"])
+            position += steps
+            pulse.beat(self.progress.step, "evaluate", self.progress.epoch)
+            sums = self._added(sums, taken["reports"], examples)
+            if steps and steps_per_execution:
+                callbacks.on_test_batch_end(position - 1, self._scores(sums))
+            if steps < k or self.model.stop_evaluating:
+                break
+        logs = self._scores(sums)
+        if position and not steps_per_execution:
+            callbacks.on_test_batch_end(position - 1, logs)
+        data.end_epoch()
+        pulse.beat(self.progress.step, "train" if self._is_training else "idle")
+        callbacks.on_test_end(logs)
+        return logs
+
+    def _added(self, sums, reports, examples):
+        """Sums of reports and of examples so far, or the last report as it is."""
+        if self._reports_last:
+            return {name: (float(value), 1) for name, value in reports.items()}
+        return {
+            name: tuple(np.add(sums.get(name, (0.0, 0)), (float(value), examples)))
+            for name, value in reports.items()
+        }
+
+    def _scores(self, sums):
+        reports = {name: float(total / count) for name, (total, count) in sums.items()}
+        logs = {**floats(self._functions.metrics(False)), **reports}
+        return self._functions.in_order(logs, False)
+
+    def predict(self, data, callbacks=None, steps_per_execution=1):
+        """Return the outputs for all of the data, in its order, on every worker.
+
+        Args:
+            data: `Batches`; the model is built.
+            callbacks: Keras' list of callbacks, or None.
+            steps_per_execution: batches between two calls of the callbacks.
+        """
+        callbacks = callbacks or keras.callbacks.CallbackList()
+        position, parts = 0, []
+        self.model.stop_predicting = False
+        callbacks.on_predict_begin()
+        batches = iter(data.epoch(self.shard))
+        while group := list(itertools.islice(batches, steps_per_execution)):
+            callbacks.on_predict_batch_begin(position)
+            position += len(group)
+            outputs = [self.predict_on_batch(*elements.with_count(batch)) for batch in group]
+            parts.append(_joined(outputs))
+            callbacks.on_predict_batch_end(position - 1, {"outputs": parts[-1]})
+            if self.model.stop_predicting:
+                break
+        data.end_epoch()
+        callbacks.on_predict_end()
+        return _joined(parts)
+
+    def step_on_batch(self, share, global_count, training):
+        """Take one step, or score, on a batch at hand; return its numbers by name."""
+        self._functions.reset_metrics()
+        results = self._functions.step_on_batch(share, global_count, training)
+        return self._functions.in_order(floats(results), training)
+
+    def predict_on_batch(self, share, global_count):
+        """Return the outputs for a batch at hand, as arrays."""
+        outputs = self._functions.predict_step(share, global_count)
+        return tf.nest.map_structure(
+            lambda t: t if isinstance(t, tf.RaggedTensor) else t.numpy(), outputs
+        )
+
+    def sums(self, *numbers):
+        """Sum whole numbers over all workers, each of which has to call this."""
+        sums = self._functions.agree(tf.constant(numbers, tf.int64)).numpy()
+        return [int(value) for value in sums]
+
+    def is_true_somewhere(self, flag):
+        """Say whether a flag is true on any worker, each of which has to call this."""
+        if self.shard.num_workers == 1:
+            return bool(flag)
+        with self.strategy.scope():
+            return self.sums(int(bool(flag)))[0] > 0
+
+
+def _same(parts, others):
+    """Whether two lists hold the same objects."""
+    return len(parts) == len(others) and all(
+        mine is theirs for mine, theirs in zip(parts, others, strict=True)
+    )
+
+
+def _joined(outputs):
+    """Nested outputs of several batches as one; ragged where sequences differ in length."""
+
+    def join(*parts):
+        if isinstance(parts[0], tf.RaggedTensor):
+            return tf.concat(parts, 0)
+        differing = [
+            i
+            for i, sizes in enumerate(zip(*(p.shape for p in parts), strict=True))
+            if len(set(sizes)) > 1
+        ]
+        rank = max(differing, default=0)
+        if rank:
+            return tf.concat([tf.RaggedTensor.from_tensor(p, ragged_rank=rank) for p in parts], 0)
+        return np.concatenate(parts)
+
+    return tf.nest.map_structure(join, *outputs)
+
+
+def floats(metrics):
+    """Metrics as floats; one of several numbers, such as one a class, as a list."""
+    arrays = {name: np.asarray(value) for name, value in metrics.items()}
+    return {name: float(a) if a.ndim == 0 else a.tolist() for name, a in arrays.items()}
