@@ -104,6 +104,41 @@ def test_seed_is_that_of_tensorflow_numpy_and_python():
     assert all(a != b for a, b in zip(draws[0], draws[2], strict=True))
 
 
+def test_draws_of_operations_without_a_seed_come_again():
+    strategy_lib.set_seed(7)
+    tf.random.uniform([])
+    place = strategy_lib.eager_draws()
+    expected = [float(tf.random.uniform([])) for _ in range(3)]
+    strategy_lib.set_seed(8)
+    strategy_lib.set_eager_draws(*place)
+    assert [float(tf.random.uniform([])) for _ in range(3)] == expected
+
+
+def test_without_a_seed_draws_have_no_place():
+    strategy_lib.set_eager_draws(None, None)
+    assert strategy_lib.eager_draws() == (None, None)
+    assert not strategy_lib.is_seeded()
+
+
+def test_a_generator_is_made_when_it_is_first_asked_for():
+    tf.random.set_global_generator(None)
+    assert strategy_lib.made_generator() is None
+    made = tf.random.get_global_generator()
+    assert strategy_lib.made_generator() is made
+    tf.random.set_global_generator(None)
+
+
+def test_names_of_tensorflow_behind_its_random_numbers_are_there():
+    from tensorflow.python.eager import context
+    from tensorflow.python.ops import stateful_random_ops
+
+    strategy_lib.set_seed(7)
+    own = context.context()
+    assert own._seed == 7
+    assert isinstance(own._rng, random.Random)
+    assert hasattr(stateful_random_ops, "global_generator")
+
+
 def test_alone_a_sum_over_workers_is_the_number_itself():
     assert strategy_lib.sum_over_workers(make_strategy("onedevice"), [3, 0]) == [3, 0]
 

@@ -9,8 +9,10 @@ import json
 import os
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
+from tensorflow.python.ops import stateful_random_ops
 
 from tfscale.cluster import environment, ports, pulse, rendezvous
 from tfscale.config import STRATEGIES
@@ -87,6 +89,39 @@ def set_seed(seed):
 def is_seeded():
     """Return whether TensorFlow has a seed; asking `tf.compat.v1.get_seed` would use one up."""
     return context.global_seed() is not None
+
+
+def eager_draws():
+    """Return where TensorFlow's own random numbers are, for `set_eager_draws`.
+
+    Outside of a graph every operation without a seed of its own, `tf.random.uniform` and the
+    making of a shuffled dataset alike, takes the next number of one Python generator. Asking
+    takes none.
+
+    Returns:
+        `(seed, state)`: what `tf.random.set_seed` got, and a `random.Random.getstate()`; both
+        None where nothing was seeded, and operations are random.
+    """
+    if not is_seeded():
+        return None, None
+    own = context.context()
+    return int(np.array(own._seed)), own._rng.getstate()
+
+
+def set_eager_draws(seed, state):
+    """Go on with TensorFlow's own random numbers at a place that `eager_draws` returned.
+
+    Operations that have a seed of their own, and those in graphs, begin to count anew, as after
+    `tf.random.set_seed`.
+    """
+    tf.random.set_seed(seed)
+    if state is not None:
+        context.context()._rng.setstate(state)
+
+
+def made_generator():
+    """Return what `tf.random.get_global_generator` returns, or None where it would make one."""
+    return stateful_random_ops.global_generator
 
 
 def shard_of(strategy):

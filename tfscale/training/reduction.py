@@ -127,6 +127,30 @@ def share_global_seed():
     _host["generator"] = found
 
 
+def read_global_seed():
+    """Return the state of the generator behind `keras.random` without a seed; None if unmade."""
+    found = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    return None if found is None else found.state.numpy()
+
+
+def restore_global_seed(state):
+    """Put back what `read_global_seed` returned, in the strategy's scope, on all workers.
+
+    Where there was none, the next draw makes one, with Python's next random number for its seed;
+    but one that replicas share stays, because their graphs hold it.
+    """
+    found = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    if state is None:
+        if found is not _host.get("generator"):
+            global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, None)
+        return
+    if found is None:
+        with tf.init_scope():
+            found = keras.random.SeedGenerator(seed=0)
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, found)
+    found.state.assign(state)
+
+
 @contextlib.contextmanager
 def _own_draws():
     """Inside, Keras draws seeds of its own, so that those outside come as on one device.
