@@ -126,6 +126,58 @@ def test_undone_means_that_all_is_keras_own():
     assert "fit" in vars(keras.Model)
 
 
+@pytest.fixture
+def warnings(monkeypatch):
+    """What is warned of, line by line."""
+    said = []
+    monkeypatch.setattr("absl.logging.warning", lambda text, *values: said.append(text % values))
+    return said
+
+
+def masked(**compiled):
+    layers = [keras.layers.Masking(), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((3, 4)), *layers])
+    model.compile(keras.optimizers.SGD(0.1), "mse", **compiled)
+    return model
+
+
+def weighted(**compiled):
+    loss = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
+    return network(loss=loss, **compiled)
+
+
+def normalized(**compiled):
+    layers = [keras.layers.BatchNormalization(synchronized=True), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    model.compile(keras.optimizers.SGD(0.1), "mse", **compiled)
+    return model
+
+
+@pytest.mark.parametrize("make", [masked, weighted, normalized])
+def test_xla_is_left_out_where_the_loss_needs_the_other_replicas(make, warnings):
+    x, y, weights = X, Y, np.arange(1.0, 15.0) / 15
+    if make is masked:
+        x, y = np.stack([X, X, 0 * X], 1), np.repeat(Y[:, None], 3, 1)
+        x[:6, 1], weights = 0.0, None
+
+    def run():
+        model = make(jit_compile=tf.distribute.has_strategy())
+        return model.fit(x, y, sample_weight=weights, batch_size=5, epochs=2, verbose=0)
+
+    one, two = on_both(run)
+    np.testing.assert_allclose(two.history["loss"], one.history["loss"], rtol=1e-5)
+    assert len([line for line in warnings if "without XLA" in line]) == 1
+
+
+def test_xla_is_no_part_of_a_step_of_ones_own_and_that_is_said_once(warnings):
+    with make_strategy("mirrored", 2).scope():
+        model = Stepwise()
+        model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=True)
+    model.fit(X, Y, epochs=2, verbose=0)
+    model.fit(X, Y, verbose=0)
+    assert len([line for line in warnings if "step of your own" in line]) == 1
+
+
 def _on_one_worker_alone():
     """Callbacks and a bar on the chief alone; noise of workers; a backup that one has alone."""
     import os

@@ -7,11 +7,14 @@ A step is written as for one device; `reduction.sharing` makes it one of many.
 import dataclasses
 import functools
 import inspect
+import weakref
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from tfscale.data import rows as rows_lib
+from tfscale.strategy import shard_of
 from tfscale.training import own_step
 from tfscale.training import reduction as reduction_lib
 
@@ -88,11 +91,52 @@ def train_replica(model, data, share, jit_compile=False):
         return tape.gradient(scaled, model.trainable_variables), loss, y_pred
 
     if jit_compile:
-        forward_backward = tf.function(forward_backward, jit_compile=True, autograph=False)
+        forward_backward = _compiled_if_alone(model, forward_backward)
     with reduction_lib.sharing(dataclasses.replace(share, loss_is_weighted=True)):
         gradients, loss, y_pred = forward_backward()
         optimizer.apply(gradients, model.trainable_variables)
         return _track(model, loss, share, x, y, y_pred, sample_weight)
+
+
+def _compiled_if_alone(model, function):
+    """Compile with XLA what needs nothing of other replicas, and leave the rest as it is.
+
+    A loss that is divided by the global sum of a mask or of weights does, and so does
+    BatchNormalization that is synchronized.
+    """
+    compiled = tf.function(function, jit_compile=True, autograph=False)
+
+    def run():
+        if model in _not_compiled:
+            return function()
+        try:
+            return compiled()
+        except RuntimeError as error:
+            if "merge_call" not in str(error):
+                raise
+        # All replicas come here: they are traced by the same code.
+        if model not in _not_compiled:
+            _not_compiled.add(model)
+            _say(
+                model,
+                "The step is run without XLA, which cannot sum over replicas within what it "
+                "compiles. Received: jit_compile=True for %s, with a mask, a loss with "
+                'reduction="mean_with_sample_weight" or synchronized BatchNormalization. Leave '
+                "out jit_compile=True.",
+                model.name,
+            )
+        return function()
+
+    return run
+
+
+_not_compiled = weakref.WeakSet()  # models whose forward and backward pass is no replica's alone
+
+
+def _say(model, text, *values):
+    """Warn on the chief."""
+    if shard_of(model.distribute_strategy).worker == 0:
+        logging.warning(text, *values)
 
 
 def call(model, x, training):
@@ -150,15 +194,25 @@ def train_function(model, step=None, jit_compile=False):
         jit_compile: compile with XLA, all of the step under no strategy or one device's, else the
             forward and backward pass.
     """
+    merging = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+    on_replicas = isinstance(model.distribute_strategy, merging)
+    own = step is not None or own_step.overrides(model, "train_step")
+    if own and jit_compile and on_replicas:
+        _say(
+            model,
+            "A step of your own is run without XLA under several replicas. Received: "
+            "jit_compile=True for %s. Compile what it calls with "
+            "tf.function(jit_compile=True), if that needs nothing of other replicas.",
+            model.name,
+        )
     if step is not None:
         return own_step.OwnStep(model, step, shows_updated=True)
-    if own_step.overrides(model, "train_step"):
+    if own:
         return own_step.OwnStep(model, own_step.method_of(model, "train_step"))
     if own_step.overrides(model, "compute_metrics"):
         return own_step.OwnStep(model, train_replica, takes_share=True)
 
-    merging = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
-    if jit_compile and not isinstance(model.distribute_strategy, merging):
+    if jit_compile and not on_replicas:
         # Without a reduction in it, the whole step compiles: a quarter less time a step.
         compiled = tf.function(functools.partial(_train_alone, model), jit_compile=True)
 
