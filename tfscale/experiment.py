@@ -23,7 +23,7 @@ from tfscale.models import objectives
 from tfscale.monitor import run_log
 from tfscale.optimizers import schedules  # noqa: F401  (registers LinearWarmup for loading)
 from tfscale.training import checkpoint as checkpoint_lib
-from tfscale.training import preemption, prepare, run_state
+from tfscale.training import fits, preemption, prepare, run_state
 from tfscale.training import reduction as reduction_lib
 from tfscale.training.trainer import Trainer
 
@@ -151,30 +151,10 @@ class Experiment:
 
     def _saved_state(self, folder, resume):
         """The checkpoint to go on from: the chief's choice, read by every worker."""
-        if resume not in ("auto", "never"):
-            path = pathlib.Path(resume)
-        else:
-            newest = None
-            if self.trainer.is_chief:
-                folder.checkpoints.clean()
-                newest = folder.checkpoints.newest()
-            choice = 0 if newest is None else newest + 1
-            [choice] = strategy_lib.sum_over_workers(self.trainer.strategy, [choice])
-            if not choice:
-                return None
-            path = folder.checkpoints.path(choice - 1)
-        saved, refusal = None, None
-        try:
-            saved = checkpoint_lib.read(path)
-        except ValueError as error:
-            refusal = error
-        [failed] = strategy_lib.sum_over_workers(self.trainer.strategy, [int(saved is None)])
-        if failed:
-            raise refusal or ValueError(
-                f"All workers must be able to read {path}. Received: {failed} that cannot; their "
-                "logs say why."
-            )
-        return saved
+        path = None if resume in ("auto", "never") else pathlib.Path(resume)
+        return fits.newest_of_all(
+            self.trainer.strategy, folder.checkpoints, self.trainer.is_chief, path
+        )
 
     def _summary(self, history):
         trainer = self.trainer

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from tfscale import command_line
+from tfscale import command_line, script_folder
 from tfscale.cluster import environment, supervise
 from tfscale.config_files import UsageError
 
@@ -32,11 +32,12 @@ MultiWorkerMirroredStrategy; one that makes its own MultiWorkerMirroredStrategy 
 All workers begin with one seed, and seeds that the script sets count. Local workers reach
 each other and no other machine, unless --private_network=false says so.
 The first failure ends all workers. With --max_restarts=N they start again, at most N times an
-hour: the script begins anew, so it should go on from what it has saved. In a cluster each task
-then starts its own worker again."""
+hour, in a cluster each task its own: the script begins anew. With --run_dir=DIR each of its calls
+of fit is saved by its number: one that had ended then returns at once, one that was interrupted
+goes on."""
 
 _WORKER = str(Path(__file__).with_name("run_script.py"))
-_MAX_SEED = 2**31 - 1
+_RESTARTS_WITH_RUN_DIR = 3  # without it a script would begin anew, which nobody asked for
 
 
 def main(argv=None):
@@ -56,6 +57,8 @@ def _main(argv):
         "keras_fit": values.keras_fit,
         "start_timeout_seconds": values.start_timeout_seconds,
         "private_network": values.private_network and not cluster.workers,
+        "run_dir": os.path.abspath(values.run_dir) if values.run_dir else "",
+        "save": _save(values),
     }
     if cluster.workers:
         _check_task(values, cluster)
@@ -76,18 +79,24 @@ def _define_flags(values):
         "make keras.Model.fit, evaluate and predict train together",
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "log_dir",
-        "",
-        "folder of the workers' output; empty: runs/SCRIPT-TIME/logs",
-        flag_values=values,
-    )
+    for name, text in (
+        ("log_dir", "folder of the workers' output; empty: logs in --run_dir or runs/SCRIPT-TIME"),
+        ("run_dir", "save each fit of the script in this folder, and go on from what is there"),
+    ):
+        flags.DEFINE_string(name, "", text, flag_values=values)
+    for name, least, text in (
+        ("save_every_steps", 0, "with --run_dir: steps between two checkpoints"),
+        ("save_every_seconds", 0, "with --run_dir: seconds between two checkpoints"),
+        ("save_every_epochs", 0, "with --run_dir: epochs between two; by default 1"),
+        ("keep_last", 1, "with --run_dir: checkpoints to keep of each fit; by default 2"),
+    ):
+        flags.DEFINE_integer(name, None, text, lower_bound=least, flag_values=values)
     flags.DEFINE_integer(
         "seed",
         None,
         "seed of all workers; by default a new one, which is shown",
         lower_bound=0,
-        upper_bound=_MAX_SEED,
+        upper_bound=script_folder.MAX_SEED,
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -103,8 +112,29 @@ def _define_flags(values):
         "local workers have a network with loopback only; false: that of this machine",
         flag_values=values,
     )
-    # A script without checkpoints would begin anew, which nobody asked for.
-    command_line.define_supervision(values, max_restarts=0)
+    command_line.define_supervision(values, max_restarts=0)  # but with --run_dir
+
+
+def _save(values):
+    """Return the flags that say what is saved, by name.
+
+    Raises:
+        UsageError: if they were given without a folder.
+    """
+    names = ("save_every_steps", "save_every_seconds", "save_every_epochs", "keep_last")
+    found = {name: values[name].value for name in names if values[name].value is not None}
+    if found and not values.run_dir:
+        name, value = next(iter(found.items()))
+        raise UsageError(
+            f"--{name} belongs to --run_dir. Received: --{name}={value} without it. "
+            "Add --run_dir=runs/NAME."
+        )
+    if values.run_dir and not values.keras_fit:
+        raise UsageError(
+            "--run_dir saves the calls of keras.Model.fit that tfscale runs. "
+            "Received: --run_dir with --keras_fit=false. Leave out one of them."
+        )
+    return found
 
 
 def _split(argv):
@@ -175,7 +205,7 @@ def _run_task(values, settings, target, cluster, supervision):
     if settings["seed"] is None:
         # All launchers find the same one, in every life, without asking each other.
         digest = hashlib.sha256(json.dumps(cluster.workers).encode()).digest()
-        settings["seed"] = int.from_bytes(digest[:8], "big") % (_MAX_SEED + 1)
+        settings["seed"] = int.from_bytes(digest[:8], "big") % (script_folder.MAX_SEED + 1)
     print(
         f"tfscale: worker {cluster.rank} of {cluster.num_workers}, seed {settings['seed']} "
         f"(--seed={settings['seed']} repeats it)",
@@ -189,9 +219,16 @@ def _run_task(values, settings, target, cluster, supervision):
 def _run_workers(values, settings, target):
     """Start the workers on this machine and wait for them."""
     num_workers = values.workers or 1
-    if settings["seed"] is None:
-        settings["seed"] = secrets.randbelow(_MAX_SEED + 1)
-    log_dir = values.log_dir or _default_log_dir(target)
+    log_dir, supervision = values.log_dir, command_line.supervision(values)
+    if values.run_dir:
+        folder = script_folder.ScriptFolder(settings["run_dir"])
+        settings["seed"] = folder.settle(target, values.seed)
+        log_dir = log_dir or os.path.join(values.run_dir, "logs")
+        if not values["max_restarts"].present:
+            supervision["max_restarts"] = _RESTARTS_WITH_RUN_DIR
+    elif settings["seed"] is None:
+        settings["seed"] = secrets.randbelow(script_folder.MAX_SEED + 1)
+    log_dir = log_dir or _default_log_dir(target)
     workers = "1 worker (--workers=N starts N)" if values.workers is None else None
     workers = workers or f"{num_workers} worker{'s' if num_workers > 1 else ''}"
     network = (
@@ -209,7 +246,7 @@ def _run_workers(values, settings, target):
         num_workers,
         log_dir=log_dir,
         private_network=None if values.private_network else False,
-        **command_line.supervision(values),
+        **supervision,
     )
 
 

@@ -25,8 +25,8 @@ def main(argv):
 
     Args:
         argv: the settings, a JSON object with `seed` (None: the chief chooses), `keras_fit`,
-            `start_timeout_seconds` and `private_network`; then the script, or `-m` and a
-            module; then its arguments.
+            `start_timeout_seconds`, `private_network`, `run_dir` ("" for none) and `save` (what
+            `training.fits.Fits` takes); then the script, or `-m` and a module; then its arguments.
 
     Returns:
         The exit code: 0, 1 after an exception that the script did not catch, 2 for what cannot
@@ -36,7 +36,7 @@ def main(argv):
     _be_python(target)
     ended_well = []
     try:
-        _prepare(settings, ended_well)
+        _prepare(settings, target, ended_well)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
@@ -69,7 +69,7 @@ def _be_python(target):
     sys.argv[:] = target[1:] if is_module else target
 
 
-def _prepare(settings, ended_well):
+def _prepare(settings, target, ended_well):
     """Meet the other workers, then set the strategy, the seeds and Keras' methods."""
     from tfscale import command_line
 
@@ -82,7 +82,10 @@ def _prepare(settings, ended_well):
         "multiworker", start_timeout_seconds=settings["start_timeout_seconds"]
     )
     atexit.register(_leave, strategy_lib, strategy, ended_well)
-    strategy_lib.set_seed(_seed(settings["seed"], strategy_lib, strategy))
+    seed = _seed(settings, target, strategy_lib, strategy)
+    strategy_lib.set_seed(seed)
+    if settings["run_dir"]:
+        _save_fits(settings, seed, strategy_lib, strategy)
     lending.lend_to_script(strategy)
     if settings["keras_fit"]:
         from tfscale.training.keras_fit import enable_keras_fit
@@ -91,15 +94,44 @@ def _prepare(settings, ended_well):
     _accept_late_settings(strategy_lib.is_chief())
 
 
-def _seed(seed, strategy_lib, strategy):
+def _seed(settings, target, strategy_lib, strategy):
     """Return the seed of all workers; without a launcher the chief chooses one and says so."""
-    if seed is not None:
+    from tfscale import script_folder
+
+    seed, is_chief, refusal = settings["seed"], strategy_lib.is_chief(), None
+    if seed is not None and not settings["run_dir"]:
         return seed
-    is_chief = strategy_lib.is_chief()
-    [seed] = strategy_lib.sum_over_workers(strategy, [secrets.randbelow(2**31) * is_chief])
-    if is_chief:
-        print(f"tfscale: seed {seed} (--seed={seed} repeats this run)", flush=True)
-    return seed
+    if is_chief and settings["run_dir"]:
+        try:
+            seed = script_folder.ScriptFolder(settings["run_dir"]).settle(target, seed)
+        except ValueError as error:
+            refusal = error
+    if seed is None:
+        seed = secrets.randbelow(script_folder.MAX_SEED + 1)
+    mine = [seed * is_chief, int(refusal is not None)]
+    [chosen, refused] = strategy_lib.sum_over_workers(strategy, mine)
+    if refused:
+        raise refusal or ValueError("The chief refused --run_dir; its log says why.")
+    if is_chief and settings["seed"] is None:
+        print(f"tfscale: seed {chosen} (--seed={chosen} repeats this run)", flush=True)
+    return chosen
+
+
+def _save_fits(settings, seed, strategy_lib, strategy):
+    """Have each call of `fit` saved, and signals make them save and leave."""
+    from tfscale import script_folder
+    from tfscale.training import fits, preemption
+
+    folder = script_folder.ScriptFolder(settings["run_dir"])
+    [blind] = strategy_lib.sum_over_workers(strategy, [int(not folder.is_visible(seed))])
+    if blind:
+        raise ValueError(
+            "--run_dir must be one folder that all workers see. Received: "
+            f"{folder.path}, which {blind} worker(s) do not see as the chief does. "
+            "Use a folder on a shared file system."
+        )
+    fits.begin_script(fits.Fits(folder.fits, **settings["save"]))
+    preemption.listen()
 
 
 def _leave(strategy_lib, strategy, ended_well):

@@ -109,6 +109,10 @@ class Batches:
         """Return the spec of the feed's iterators, for tracing: no iterator is made for it."""
         return tf.data.IteratorSpec(self.dataset(shard).element_spec)
 
+    def gives_same_again(self) -> bool:
+        """Say whether the data surely give the same batches when they are read again."""
+        return True
+
     def end_epoch(self) -> None:
         """Tell the data that the dataset from `epoch` has been read."""
 
@@ -251,6 +255,9 @@ class DatasetBatches(Batches):
             shares = self._shares(whole, start_step, shard, self._policy)
             self._made = {(shard, start_step): shares}
         return self._made[shard, start_step]
+
+    def gives_same_again(self):
+        return elements.gives_same_again(self._dataset)
 
     def epoch(self, shard):
         checks.check_enough_replicas(self.global_batch_size, shard)

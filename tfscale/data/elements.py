@@ -166,3 +166,23 @@ def check_batched(spec):
                 "The dataset must be batched, and its elements tensors. Received: "
                 f"{leaf}. Use dataset.batch(global_batch_size)."
             )
+
+
+def gives_same_again(dataset):
+    """Say whether a dataset surely gives the same elements when it is made and read again.
+
+    Not with Python code in it, or random operations that count by themselves. Random numbers of
+    a `keras.random.SeedGenerator`, and shuffles, come again as they were.
+
+    Args:
+        dataset: a `tf.data.Dataset`.
+    """
+    try:
+        tf.raw_ops.DatasetToGraphV2(
+            input_dataset=tf.data.experimental.to_variant(dataset),
+            external_state_policy=2,  # fails where there is state
+            strip_device_assignment=False,
+        )
+    except tf.errors.FailedPreconditionError as error:
+        return not any(kind in error.message for kind in ("PyFunc", "Random"))
+    return True

@@ -92,6 +92,9 @@ class KerasBatches(batches.Batches):
             iter(self.source.whole)  # as Keras does, for the next draw of a shuffle
         self.source.end(exhausted=self.steps_per_epoch is None)
 
+    def gives_same_again(self):
+        return self.source.gives_same_again()
+
     def feed(self, shard, first_epoch=0):
         kind = feed.EpochFeed if self.source.is_python else feed.PassFeed
         return kind(self, self.source, shard, first_epoch)
@@ -141,6 +144,10 @@ class Source:
     def _cut(self, start, steps):
         whole = self.whole.skip(start) if start else self.whole
         return whole if steps is None else whole.take(steps)
+
+    def gives_same_again(self):
+        """Say whether the same script, run again, surely reads the same batches."""
+        return True
 
     def reset(self):
         """Do what Keras does with its data before the first epoch, and before each scoring."""
@@ -211,6 +218,9 @@ class DatasetSource(Source):
             self.kind = "tf.data.Dataset"
             self.endless = int(x.cardinality()) == tf.data.INFINITE_CARDINALITY
             self.auto_shard_policy = x.options().experimental_distribute.auto_shard_policy
+
+    def gives_same_again(self):
+        return elements.gives_same_again(self.whole)
 
 
 class PositionedPyDataset(keras.utils.PyDataset):
@@ -311,6 +321,9 @@ class GeneratorSource(Source):
     def __init__(self, adapter, given_steps):
         super().__init__(adapter, given_steps, "generator")
         self._restored, self._stream = adapter.generator, None
+
+    def gives_same_again(self):
+        return False
 
     def begin(self, steps, skip=0):
         if self._stream is None:

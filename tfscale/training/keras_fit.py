@@ -15,8 +15,9 @@ import tensorflow as tf
 from tfscale.cluster import environment
 from tfscale.strategy import is_seeded, set_seed
 from tfscale.training import callbacks as callbacks_lib
-from tfscale.training import fit_run, keras_data, loop, pace, saving
+from tfscale.training import fit_run, fits, keras_data, loop, pace, saving
 from tfscale.training import reduction as reduction_lib
+from tfscale.training import saver as saver_lib
 
 SUPPORTED_KERAS = ("3.13", "3.14", "3.15")
 METHODS = ("fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "predict_on_batch")
@@ -162,9 +163,13 @@ def _fit(
     own = _loop_of(model)
     own.prepare(data.element_spec, "train")
     watched = own.is_true_somewhere(callbacks_lib.watches_batches(callbacks))
+    saver, saved = saver_lib.Saver(), None
+    if fits.of_script() is not None:
+        saver, saved = fits.of_script().next(own.strategy, data.gives_same_again)
     run = fit_run.FitRun(
         data=data,
         epochs=epochs,
+        saver=saver,
         pace=pace.Pace(_steps_per_execution(model) if watched else None),
         first_epoch=initial_epoch,
         validation=validation,
@@ -178,7 +183,7 @@ def _fit(
     own.progress.start(initial_epoch, data.first_step(initial_epoch) or 0)
     if own.is_chief and verbose and own.shard.num_workers > 1:
         print(keras_data.describe(data, own.shard), flush=True)
-    return own.fit(run)
+    return own.fit(run, saved)
 
 
 def _evaluate(model, x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict):

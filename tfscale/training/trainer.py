@@ -4,12 +4,13 @@ What a user gives becomes `Batches`, callbacks and limits here; the loop itself 
 """
 
 import sys
+from pathlib import Path
 
 import keras
 
 from tfscale.data import accept
 from tfscale.training import callbacks as callbacks_lib
-from tfscale.training import fit_run, loop, pace, prepare, progress, saver
+from tfscale.training import fit_run, fits, loop, pace, prepare, progress, saver
 from tfscale.training import reduction as reduction_lib
 
 
@@ -28,12 +29,15 @@ class Trainer:
             `training.reduction`.
         jit_compile: compile the step with XLA: all of it on one replica, the forward and backward
             pass on several.
+        run_dir: a folder that all workers see, in which each call of `fit` is saved, by its
+            number: when the program runs again, calls that had ended return their history at
+            once, and the one that was interrupted goes on. "" for none.
 
     Raises:
         ValueError: if the model has neither been compiled nor a step of its own.
     """
 
-    def __init__(self, model, *, step=None, reduction="mean", jit_compile=False):
+    def __init__(self, model, *, step=None, reduction="mean", jit_compile=False, run_dir=""):
         if isinstance(reduction, str):
             reduction = reduction_lib.build_reduction(reduction)
         prepare.check_model(model, step)
@@ -41,6 +45,7 @@ class Trainer:
         self._loop = loop.Loop(model, step=step, reduction=reduction, jit_compile=jit_compile)
         self.strategy, self.shard = self._loop.strategy, self._loop.shard
         self.is_chief = self._loop.is_chief
+        self._fits = fits.Fits(Path(run_dir) / "fits") if run_dir else None
 
     @property
     def progress(self):
@@ -92,7 +97,8 @@ class Trainer:
                 dataset or `Batches`.
             validation_freq: epochs between two validations.
             callbacks: a list of `keras.callbacks.Callback`, run on every worker.
-            checkpoints: a `checkpoint.Checkpoints` to write to; by default nothing is saved.
+            checkpoints: a `checkpoint.Checkpoints` to write to; by default those of `run_dir`,
+                and without it nothing is saved.
             save_every_steps: steps between two checkpoints; 0 for none by steps.
             save_every_seconds: seconds between two, by the chief's clock; 0 for none.
             save_every_epochs: epochs between two; 0 for one after each epoch, unless steps or
@@ -125,17 +131,21 @@ class Trainer:
             sizes = {"global_batch_size": global_batch_size}
             validation = accept.as_batches(*parts, **sizes)
         self._loop.prepare(data.element_spec, "train")
+        save_every = {
+            "save_every_steps": save_every_steps,
+            "save_every_seconds": save_every_seconds,
+            "save_every_epochs": save_every_epochs,
+        }
+        own_saver = saver.Saver(checkpoints, **save_every)
+        if self._fits is not None and checkpoints is None:
+            own_saver, saved = self._fits.next(self.strategy, data.gives_same_again, **save_every)
+            resume_from = resume_from or saved
         run = fit_run.FitRun(
             data=data,
             validation=validation,
             validation_freq=validation_freq,
             epochs=epochs,
-            saver=saver.Saver(
-                checkpoints,
-                save_every_steps=save_every_steps,
-                save_every_seconds=save_every_seconds,
-                save_every_epochs=save_every_epochs,
-            ),
+            saver=own_saver,
             pace=pace.Pace(steps_per_execution),
             first_epoch=initial_epoch,
             is_watched=self._loop.is_true_somewhere(callbacks_lib.watches_batches(callbacks)),

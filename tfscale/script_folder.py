@@ -1,0 +1,80 @@
+"""The folder of a launched script: its command and seed, its logs, the checkpoints of its fits.
+
+The launcher settles it, or in a cluster the chief. What is in a checkpoint is not its affair.
+"""
+
+import json
+import secrets
+from pathlib import Path
+
+from tfscale.training import checkpoint as checkpoint_lib
+
+MAX_SEED = 2**31 - 1
+
+
+class ScriptFolder:
+    """The folder that `tfscale.launch --run_dir` names.
+
+    Args:
+        path: the folder; made by `settle`.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.launch = self.path / "launch.json"
+        self.logs = self.path / "logs"
+        self.fits = self.path / "fits"
+
+    def settle(self, target, seed=None):
+        """Make the folder, or check that it is this script's; for one process alone.
+
+        Args:
+            target: the script and its arguments, or `-m`, the module and its arguments.
+            seed: the seed of all workers; None for the one of the life before, or a new one.
+
+        Returns:
+            The seed.
+
+        Raises:
+            ValueError: if the folder is that of another script, or has another seed.
+        """
+        before = self._read()
+        if before is None:
+            seed = secrets.randbelow(MAX_SEED + 1) if seed is None else seed
+            self.path.mkdir(parents=True, exist_ok=True)
+            content = {"target": list(target), "seed": seed}
+            checkpoint_lib.write_whole(self.launch, json.dumps(content, indent=2) + "\n")
+            return seed
+        if _name(before["target"]) != _name(target):
+            raise ValueError(
+                "--run_dir must be a new folder, or that of the same script. Received: "
+                f"{self.path}, which is that of {_name(before['target'])}, with "
+                f"{_name(target)}. Name another folder."
+            )
+        if seed not in (None, before["seed"]):
+            raise ValueError(
+                "A script goes on with the seed that it began with. Received: "
+                f"--seed={seed} with --run_dir={self.path}, which began with {before['seed']}. "
+                "Leave --seed out, or name another folder."
+            )
+        return before["seed"]
+
+    def is_visible(self, seed):
+        """Say whether this process sees the folder that was settled with this seed."""
+        found = self._read()
+        return found is not None and found["seed"] == seed
+
+    def _read(self):
+        try:
+            return json.loads(self.launch.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                "--run_dir must hold launch.json as it was written. Received: "
+                f"{self.launch} ({error}). Name another folder."
+            ) from None
+
+
+def _name(target):
+    return f"-m {target[1]}" if target[0] == "-m" else Path(target[0]).name

@@ -1,0 +1,125 @@
+"""The calls of `fit` of one script or trainer: each has checkpoints of its own, by its number.
+
+When the script runs again, its first call finds the checkpoints of the first, and so on: a call
+that had ended returns its History with the weights it ended with, an interrupted one goes on.
+"""
+
+from pathlib import Path
+
+from absl import logging
+
+from tfscale import strategy as strategy_lib
+from tfscale.training import checkpoint as checkpoint_lib
+from tfscale.training.saver import Saver
+
+
+class Fits:
+    """Numbers calls of `fit`, and opens the checkpoints of each.
+
+    Args:
+        folder: holds a folder for each call, `1`, `2`, ...; visible to all workers.
+        keep_last: checkpoints to keep of each call, at least 1.
+        **save_every: `save_every_steps`, `save_every_seconds` and `save_every_epochs`, as for
+            `saver.Saver`, of calls that do not say otherwise.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    def __init__(self, folder, keep_last=2, **save_every):
+        self.folder, self.number = Path(folder), 0
+        self._keep_last, self._save_every = keep_last, save_every
+        self._open(0, save_every)  # refuses what is out of range
+
+    def next(self, strategy, gives_same_again, **save_every):
+        """Open the checkpoints of the next call; every worker calls this.
+
+        Args:
+            strategy: that of the model.
+            gives_same_again: tells whether its data give the same batches when read again.
+            **save_every: as above, for this call.
+
+        Returns:
+            `(saver, saved)`: its `Saver`, and the `Checkpoint` to go on from, or None.
+
+        Raises:
+            ValueError: if a worker cannot read what the chief has chosen.
+        """
+        self.number += 1
+        checkpoints, saver = self._open(self.number, save_every or self._save_every)
+        is_chief = strategy_lib.shard_of(strategy).worker == 0
+        saved = newest_of_all(strategy, checkpoints, is_chief)
+        if saved is not None and is_chief:
+            self._tell(saved, gives_same_again)
+        return saver, saved
+
+    def _open(self, number, save_every):
+        folder = self.folder / str(number) / "checkpoints"
+        checkpoints = checkpoint_lib.Checkpoints(folder, self._keep_last)
+        return checkpoints, Saver(checkpoints, saves_end=True, **save_every)
+
+    def _tell(self, saved, gives_same_again):
+        at = saved.facts["progress"]
+        has_ended = saved.facts.get("finished")
+        where = "had ended" if has_ended else f"goes on at step {at['position']}"
+        epoch = at["epoch"] if has_ended else at["epoch"] + 1
+        print(f"tfscale: fit {self.number} {where}, epoch {epoch}, with {saved.path}.", flush=True)
+        if not has_ended and at["position"] and not gives_same_again():
+            logging.warning(
+                "Within an epoch a run goes on exactly with arrays, a PyDataset, or a dataset "
+                "without Python code whose random numbers have seeds. Received: data that are "
+                "drawn anew; those of this epoch's first %d steps are left out.",
+                at["position"],
+            )
+
+
+def newest_of_all(strategy, checkpoints, is_chief, path=None):
+    """Return the newest whole checkpoint, the chief's choice, read by every worker.
+
+    Args:
+        strategy: that of the run.
+        checkpoints: the `checkpoint.Checkpoints`.
+        is_chief: whether this worker chooses.
+        path: a certain one instead.
+
+    Returns:
+        A `Checkpoint`, or None where there is none.
+
+    Raises:
+        ValueError: if a worker cannot read it.
+    """
+    if path is None:
+        newest = None
+        if is_chief:
+            checkpoints.clean()
+            newest = checkpoints.newest()
+        choice = 0 if newest is None else newest + 1
+        [choice] = strategy_lib.sum_over_workers(strategy, [choice])
+        if not choice:
+            return None
+        path = checkpoints.path(choice - 1)
+    saved, refusal = None, None
+    try:
+        saved = checkpoint_lib.read(path)
+    except ValueError as error:
+        refusal = error
+    [failed] = strategy_lib.sum_over_workers(strategy, [int(saved is None)])
+    if failed:
+        raise refusal or ValueError(
+            f"All workers must be able to read {path}. Received: {failed} that cannot; their "
+            "logs say why. Use a folder on a shared file system."
+        )
+    return saved
+
+
+_script = {}  # the `Fits` of the script that this process runs
+
+
+def begin_script(fits):
+    """From now on, the calls of a repaired `keras.Model.fit` in this process are these fits."""
+    _script["fits"] = fits
+
+
+def of_script():
+    """Return the `Fits` of the script that this process runs, or None."""
+    return _script.get("fits")
