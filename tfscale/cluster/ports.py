@@ -89,24 +89,79 @@ def _listen_everywhere(port: int) -> None:
         server.listen()
 
 
-def probe(address: str, timeout_seconds: float) -> str:
-    """Ask whether something listens at `address`, without saying a word to it.
+def connect(address: str, timeout_seconds: float) -> tuple[str, socket.socket | None]:
+    """Connect to whatever listens at `address`.
 
     Args:
         address: "host:port".
         timeout_seconds: how long to wait for an answer; resolving the name comes on top.
 
     Returns:
-        "up", "refused" (the host answers, nothing listens), "silent" (no answer: off, frozen,
-        no route, or a firewall) or "unresolvable" (no such name).
+        "up" and the connection; or without one "refused" (the host answers, nothing listens),
+        "silent" (no answer: off, frozen, no route, or a firewall) or "unresolvable" (no such
+        name, or no answer from the name server).
     """
     host, port = split_address(address)
     try:
-        with socket.create_connection((host, port), timeout=timeout_seconds):
-            return "up"
+        found = socket.create_connection((host, port), timeout=timeout_seconds)
     except (socket.gaierror, UnicodeError):
-        return "unresolvable"
+        return "unresolvable", None
     except ConnectionRefusedError:
-        return "refused"
+        return "refused", None
     except OSError:
-        return "silent"
+        return "silent", None
+    if found.getsockname() == found.getpeername():
+        # Nobody listens: the kernel gave that very port to this end, and TCP let them meet.
+        found.close()
+        return "refused", None
+    return "up", found
+
+
+def probe(address: str, timeout_seconds: float) -> str:
+    """Ask whether something listens at `address`, without saying a word to it.
+
+    Args:
+        address: "host:port".
+        timeout_seconds: as for `connect`.
+
+    Returns:
+        "up", "refused", "silent" or "unresolvable", as `connect`.
+    """
+    answer, connection = connect(address, timeout_seconds)
+    if connection is not None:
+        connection.close()
+    return answer
+
+
+def resolve(address: str) -> tuple[str, ...]:
+    """Return the IP addresses of the host of "host:port", each once; none if there is no such."""
+    host, port = split_address(address)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError):
+        return ()
+    return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def is_local(ip: str) -> bool:
+    """Return whether an IP address is one of this machine: whether it can be listened on."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    try:
+        with socket.socket(family) as one:
+            one.bind((ip, 0))
+        return True
+    except OSError:
+        return False
+
+
+def source_towards(address: str) -> str:
+    """Return this machine's IP address on the way to `address`; "" if there is no way.
+
+    Nothing is sent.
+    """
+    for ip in resolve(address):
+        family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as one:
+            one.connect((ip, split_address(address)[1]))
+            return str(one.getsockname()[0])
+    return ""

@@ -22,11 +22,13 @@ from tfscale.cluster.environment import Cluster
 _PROBE_SECONDS = 2.0
 _REPORT_SECONDS = _PROBE_SECONDS + 1.5  # from the end of the time to the end of the process
 _REPORTED = 3  # the reporter's exit code; Python's own failures are 1 and 2
-_REASONS = {
+REASONS = {
     "refused": "refused (the host answers, nothing listens there: not started, or ended)",
     "silent": "silent (no answer: host down, frozen, or a firewall between)",
-    "unresolvable": "unresolvable (no such host name here)",
+    "unresolvable": "unresolvable (no such host name here, or its name server does not answer)",
     "up": "is up but has not joined (it may wait for others, or know another cluster)",
+    "stranger": "something else listens there (another program, or a job)",
+    "other": "another task than that answers there",
 }
 
 
@@ -104,8 +106,7 @@ def _report(rank: int, timeout_seconds: float, peers: dict[str, str]) -> int:
     if _left(0.0):
         return 0
     lines = [
-        f"    worker {peer} at {address}: {_REASONS[found[peer]]}"
-        for peer, address in peers.items()
+        f"    worker {peer} at {address}: {REASONS[found[peer]]}" for peer, address in peers.items()
     ]
     print(
         f"tfscale: all {len(peers) + 1} workers must meet within {timeout_seconds:g} seconds of "
@@ -124,11 +125,13 @@ def _left(timeout_seconds: float) -> bool:
 
 
 def _probe_all(peers: dict[str, str]) -> dict[str, str]:
-    """Probe all peers at once; one whose name does not resolve in time counts as silent."""
-    found = dict.fromkeys(peers, "silent")
+    """Probe all peers at once; the time that a name server takes is bounded as well."""
+    found = dict.fromkeys(peers, "unresolvable")
 
     def ask(peer: str) -> None:
-        found[peer] = ports.probe(peers[peer], _PROBE_SECONDS)
+        if ports.resolve(peers[peer]):
+            found[peer] = "silent"
+            found[peer] = ports.probe(peers[peer], _PROBE_SECONDS)
 
     threads = [threading.Thread(target=ask, args=(peer,), daemon=True) for peer in peers]
     for thread in threads:
