@@ -202,18 +202,14 @@ def _become_worker(settings, target):
 
 def _run_task(values, settings, target, cluster, supervision):
     """Start this task's worker, watch it, and start it again when it has failed."""
-    if settings["seed"] is None:
+    log_dir = values.log_dir or (os.path.join(values.run_dir, "logs") if values.run_dir else None)
+    if settings["seed"] is None and not values.run_dir:  # which keeps the one of its first life
         # All launchers find the same one, in every life, without asking each other.
         digest = hashlib.sha256(json.dumps(cluster.workers).encode()).digest()
         settings["seed"] = int.from_bytes(digest[:8], "big") % (script_folder.MAX_SEED + 1)
-    print(
-        f"tfscale: worker {cluster.rank} of {cluster.num_workers}, seed {settings['seed']} "
-        f"(--seed={settings['seed']} repeats it)",
-        flush=True,
-    )
-    return supervise.run_task(
-        _command(settings, target), cluster, log_dir=values.log_dir or None, **supervision
-    )
+        if cluster.is_chief:
+            print(f"tfscale: seed {settings['seed']}, from the cluster's addresses", flush=True)
+    return supervise.run_task(_command(settings, target), cluster, log_dir=log_dir, **supervision)
 
 
 def _run_workers(values, settings, target):
