@@ -178,6 +178,95 @@ def test_xla_is_no_part_of_a_step_of_ones_own_and_that_is_said_once(warnings):
     assert len([line for line in warnings if "step of your own" in line]) == 1
 
 
+class OwnEvaluate(keras.Model):
+    """Scores in a way of its own, which `fit` uses for validation, as in Keras."""
+
+    def __init__(self, passes_all):
+        super().__init__()
+        self.dense, self.passes_all, self.asked = keras.layers.Dense(1), passes_all, []
+
+    def call(self, x):
+        return self.dense(x)
+
+    def evaluate(self, x=None, y=None, **arguments):
+        self.asked.append(sorted(arguments))
+        if not self.passes_all:
+            arguments = {"verbose": 0, "return_dict": True, "callbacks": arguments["callbacks"]}
+        return {**super().evaluate(x, y, **arguments), "twice": 2.0}
+
+
+@pytest.mark.parametrize("passes_all", [True, False])
+def test_an_evaluate_of_ones_own_scores_the_validation(passes_all):
+    heard = []
+    hear = {"on_test_end": lambda logs: heard.append(sorted(logs))}
+
+    def run():
+        model = OwnEvaluate(passes_all)
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        callback = keras.callbacks.LambdaCallback()
+        vars(callback).update(hear)
+        fit = {"validation_data": (X[:7], Y[:7]), "callbacks": [callback], "verbose": 0}
+        return model.fit(X, Y, batch_size=4, epochs=2, **fit).history, model.asked
+
+    (one, asked_of_one), (two, asked) = on_both(run)
+    assert two["val_twice"] == [2.0, 2.0] and asked == asked_of_one
+    np.testing.assert_allclose(two["val_loss"], one["val_loss"], rtol=1e-5)
+    assert heard[:2] == heard[2:]
+
+
+@pytest.mark.parametrize("purpose", ["train", "test", "predict"])
+def test_a_graph_of_ones_own_is_refused_before_the_first_step(purpose):
+    own = type("Own", (keras.Sequential,), {f"make_{purpose}_function": lambda self, **_: None})
+    with make_strategy("mirrored", 2).scope():
+        model = own([keras.Input((4,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+    steps = []
+    begun = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: steps.append(1))
+    with pytest.raises(ValueError, match=f"overrides it. Override `{purpose}_step`"):
+        model.fit(X, Y, validation_data=(X, Y), verbose=0, callbacks=[begun])
+        model.predict(X, verbose=0)
+    assert len(steps) == (purpose == "predict")
+
+
+class Sparse(keras.Model):
+    def call(self, x):
+        return {"sparse": tf.sparse.from_dense(tf.nn.relu(x)), "dense": x}
+
+
+def test_sparse_predictions_are_those_of_one_device():
+    def run():
+        return Sparse().predict(X[:13], batch_size=5, verbose=0)
+
+    one, two = on_both(run)
+    np.testing.assert_array_equal(two["dense"], one["dense"])
+    for part in ("indices", "values", "dense_shape"):
+        np.testing.assert_array_equal(getattr(two["sparse"], part), getattr(one["sparse"], part))
+
+
+def test_callbacks_are_left_as_they_came(tmp_path):
+    class Own(keras.callbacks.EarlyStopping):
+        pass
+
+    class Failing(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise InterruptedError
+
+    checkpoint = keras.callbacks.ModelCheckpoint(str(tmp_path / "m.keras"))
+    given = [checkpoint, Own("loss"), keras.callbacks.TensorBoard(str(tmp_path / "t"))]
+    before = [type(callback) for callback in given]
+    with make_strategy("mirrored", 2).scope():
+        model = network()
+    nested = keras.callbacks.LambdaCallback()
+    nested.on_epoch_begin = lambda *_: model.evaluate(X, Y, callbacks=given, verbose=0)
+    model.fit(X, Y, callbacks=[*given, nested], verbose=0)
+    assert [type(callback) for callback in given] == before
+    with pytest.raises(InterruptedError):
+        model.fit(X, Y, callbacks=[*given, Failing()], verbose=0)
+    assert [type(callback) for callback in given] == before
+    tfscale.disable_keras_fit()
+    network().fit(X, Y, callbacks=given, verbose=0)  # Keras' own, with the same callbacks
+
+
 def _on_one_worker_alone():
     """Callbacks and a bar on the chief alone; noise of workers; a backup that one has alone."""
     import os
@@ -235,6 +324,75 @@ def _on_one_worker_alone():
         except ValueError as error:
             refused = str(error)
     testing.collect(loss=history.history["loss"], noise=noise, refused=refused)
+
+
+def _callbacks_on_the_chief_alone():
+    """Each kind of Keras' callbacks on the chief alone: it does its work, or is refused by all."""
+    import os
+    import tempfile
+
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import tfscale
+    from tfscale import testing
+
+    tfscale.enable_keras_fit()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
+    kinds, chief = keras.callbacks, tfscale.is_chief()
+
+    with strategy.scope():
+        layers = [keras.layers.BatchNormalization(), keras.layers.Dense(1)]
+        model = keras.Sequential([keras.Input((4,)), *layers])
+        model.compile("sgd", "mse", metrics=["mae"])
+
+    def trained(*callbacks):
+        fit = {"batch_size": 4, "epochs": 3, "validation_data": (x, x[:, :1]), "verbose": 0}
+        history = model.fit(x, x[:, :1], callbacks=list(callbacks) if chief else [], **fit)
+        return len(history.epoch)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = folder + "/{epoch}.keras"
+        lambdas = dict.fromkeys(["on_epoch_end", "on_train_batch_end"], lambda *_, **__: None)
+        works = trained(
+            kinds.ModelCheckpoint(path, save_best_only=True),
+            kinds.CSVLogger(folder + "/log.csv"),
+            kinds.TensorBoard(folder, histogram_freq=1, update_freq=1),
+            kinds.TerminateOnNaN(),
+            kinds.ProgbarLogger(),
+            kinds.LambdaCallback(**lambdas),
+        )
+        stops = trained(kinds.EarlyStopping("loss", min_delta=9.0, patience=1))
+        testing.collect(works=works, stops=stops, files=sorted(os.listdir(folder)))
+        refused = {
+            "steps": kinds.ModelCheckpoint(path, save_freq=1),
+            "backup": kinds.BackupAndRestore(folder + "/b"),
+            "schedule": kinds.LearningRateScheduler(lambda epoch, rate: rate / 2),
+            "plateau": kinds.ReduceLROnPlateau(),
+            "restoring": kinds.EarlyStopping(restore_best_weights=True),
+            "swap": kinds.SwapEMAWeights(),
+        }
+        for name, callback in refused.items():
+            try:
+                trained(callback)
+                testing.collect(**{name: ""})
+            except ValueError as error:
+                testing.collect(**{name: str(error)})
+
+
+@pytest.mark.workers
+def test_callbacks_on_the_chief_alone_work_or_are_refused_by_all():
+    workers = testing.run_workers(_callbacks_on_the_chief_alone, 2)
+    for arrays in (worker.arrays for worker in workers):
+        assert arrays["works"] == 3
+        assert arrays["stops"] == 2  # the chief's decision stops both
+        for name in ("steps", "backup", "schedule", "plateau", "restoring", "swap"):
+            assert "Give it on all of them" in str(arrays[name]), name
+    chief, other = workers
+    assert {"1.keras", "log.csv", "train", "validation"} <= set(chief.arrays["files"])
+    assert len(other.arrays["files"]) == 0
 
 
 @pytest.mark.workers

@@ -4,9 +4,11 @@ Every class of `keras.callbacks`, and what it does on the other workers: ModelCh
 BackupAndRestore, CSVLogger, RemoteMonitor and TensorBoard decide and count alike and write
 nothing; EarlyStopping, ReduceLROnPlateau and LearningRateScheduler say nothing; ProgbarLogger is
 dropped; History, LambdaCallback, SwapEMAWeights, TerminateOnNaN and a user's own run as they are.
-OrbaxCheckpoint is refused. How each works is in `guards.py`.
+OrbaxCheckpoint is refused, and so is what only some workers have and all need. How each works is
+in `guards.py`.
 """
 
+import contextlib
 import functools
 
 import keras
@@ -18,6 +20,17 @@ _HOOKS = {
     "train": ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end"),
     "test": ("on_test_batch_begin", "on_test_batch_end"),
     "predict": ("on_predict_batch_begin", "on_predict_batch_end"),
+}
+
+
+# What changes the training, or sums over the workers, so that one alone would leave the others.
+_NEEDED_ON_ALL = {
+    keras.callbacks.EarlyStopping: lambda callback: callback.restore_best_weights,
+    keras.callbacks.ReduceLROnPlateau: lambda callback: True,
+    keras.callbacks.LearningRateScheduler: lambda callback: True,
+    keras.callbacks.SwapEMAWeights: lambda callback: True,
+    keras.callbacks.BackupAndRestore: lambda callback: True,
+    keras.callbacks.ModelCheckpoint: lambda callback: callback.averages(),
 }
 
 
@@ -43,10 +56,8 @@ def prepare(callbacks, strategy, is_chief):
     Raises:
         ValueError: for a callback that cannot work on many workers.
     """
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks = callbacks.callbacks
     prepared = []
-    for callback in keras.tree.flatten(callbacks or []):
+    for callback in _listed(callbacks):
         orbax = getattr(keras.callbacks, "OrbaxCheckpoint", ())
         if isinstance(callback, orbax) and shard_of(strategy).num_workers > 1:
             raise ValueError(
@@ -63,6 +74,56 @@ def prepare(callbacks, strategy, is_chief):
     return prepared
 
 
+@contextlib.contextmanager
+def given_back(callbacks):
+    """Leave callbacks as they came: what `prepare` has made of them inside ends with it.
+
+    Args:
+        callbacks: as for `prepare`. Those that have a guard already keep it.
+    """
+    before = [(callback, type(callback)) for callback in _listed(callbacks)]
+    try:
+        yield
+    finally:
+        for callback, own_class in before:
+            if type(callback) is not own_class:
+                callback.unguard()
+                callback.__class__ = own_class
+
+
+def check_alike(callbacks, strategy, sums):
+    """Refuse, on all workers, what only some of them have and all of them need.
+
+    What only writes or looks may be on the chief alone.
+
+    Args:
+        callbacks: a list of prepared callbacks, whose model is set.
+        strategy: the strategy of the model.
+        sums: sums whole numbers over all workers, each of which has to call this.
+
+    Raises:
+        ValueError: if a kind of them is on some workers and not on others.
+    """
+    num_workers = shard_of(strategy).num_workers
+    if num_workers == 1:
+        return
+    has = [
+        int(any(isinstance(c, kind) and is_needed(c) for c in callbacks))
+        for kind, is_needed in _NEEDED_ON_ALL.items()
+    ]
+    number = sum(flag << i for i, flag in enumerate(has))
+    total, squares = sums(number, number**2)
+    if num_workers * squares == total**2:
+        return
+    counts = zip(_NEEDED_ON_ALL, sums(*has), strict=True)
+    named = [f"{kind.__name__} on {n}" for kind, n in counts if 0 < n < num_workers]
+    raise ValueError(
+        "A callback that changes the training, or sums over the workers, must be there on each of "
+        f"them. Received: {', '.join(named)} of {num_workers} workers. Give it on all of them; "
+        "the chief alone writes."
+    )
+
+
 def watches_batches(callbacks, kind="train"):
     """Say whether a callback looks at single batches, so that each needs an execution.
 
@@ -74,11 +135,7 @@ def watches_batches(callbacks, kind="train"):
         False if all hooks for batches are Keras' empty ones, the progress bar's, tfscale's own,
         or do nothing with the options given, as those of ModelCheckpoint after epochs.
     """
-    return any(
-        _is_busy(callback, name)
-        for callback in keras.tree.flatten(callbacks or [])
-        for name in _HOOKS[kind]
-    )
+    return any(_is_busy(callback, name) for callback in _listed(callbacks) for name in _HOOKS[kind])
 
 
 def restored_position(callbacks):
@@ -94,10 +151,17 @@ def restored_position(callbacks):
         already. The position may be the whole epoch, of which only validation and `on_epoch_end`
         are left. None if nothing was restored.
     """
-    for callback in keras.tree.flatten(callbacks or []):
+    for callback in _listed(callbacks):
         if isinstance(callback, guards.BackupAndRestore):
             return callback.restored
     return None
+
+
+def _listed(callbacks):
+    """Callbacks as a list, as Keras takes them: a list, one, a `CallbackList`, or None."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    return keras.tree.flatten(callbacks or [])
 
 
 def _is_busy(callback, name):

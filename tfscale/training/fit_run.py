@@ -19,6 +19,7 @@ class FitRun:
         epochs: the epoch to stop after.
         pace: steps an execution.
         validation: what is scored during training, or None.
+        evaluate: scores it in another way, given this run, and returns numbers by name; or None.
         validation_freq: epochs between two validations, or a list of those, counted from 1.
         saver: saves what is due; by default nothing is.
         callbacks: Keras' list of callbacks.
@@ -37,6 +38,7 @@ class FitRun:
     epochs: int
     pace: Pace
     validation: Batches | None = None
+    evaluate: Callable | None = None
     validation_freq: int | list = 1
     test_steps: int | None = None
     saver: Saver = dataclasses.field(default_factory=Saver)

@@ -33,6 +33,10 @@ class Guard(keras.callbacks.Callback):
         self.writes = shard_of(model.distribute_strategy).worker == 0
         super().set_model(model)
 
+    def unguard(self):
+        """Undo what this guard has changed, before the callback gets its own class back."""
+        vars(self).pop("writes", None)
+
     @contextlib.contextmanager
     def at_work(self):
         """The surroundings of a hook; here those of one that does nothing but speak."""
@@ -72,9 +76,17 @@ class Averaging(Guard):
         super().set_model(model)
         self._average = tf.function(saving.average_statistics)
 
+    def unguard(self):
+        super().unguard()
+        vars(self).pop("_average", None)
+
+    def averages(self):
+        """Whether it sums over all workers before it writes."""
+        return self.save_freq != "epoch" and bool(saving.statistics_of(self.model))
+
     def average(self):
         """Called by all workers; at the end of an epoch the loop has averaged already."""
-        if self.save_freq != "epoch" and saving.statistics_of(self.model):
+        if self.averages():
             self._average(self.model)
 
 
@@ -146,6 +158,10 @@ class TensorBoard(
     def on_train_end(self, logs=None):
         with self.at_work():
             super().on_train_end(logs)
+        self._leave_own_folder()
+
+    def unguard(self):
+        super().unguard()
         self._leave_own_folder()
 
     def _leave_own_folder(self):

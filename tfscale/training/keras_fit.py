@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfscale.cluster import environment
 from tfscale.strategy import is_seeded, set_seed
 from tfscale.training import callbacks as callbacks_lib
-from tfscale.training import fit_run, fits, keras_data, loop, pace, saving
+from tfscale.training import fit_run, fits, keras_data, loop, pace, prepare, saving
 from tfscale.training import reduction as reduction_lib
 from tfscale.training import saver as saver_lib
 
@@ -24,6 +24,7 @@ METHODS = ("fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "pre
 
 _keras_methods = {}
 _LOOP = "tfscale_loop"  # on a model that came through this door, so that both go together
+_VALIDATING = "validating"  # on a loop: the `FitRun` whose validation is under way
 
 
 def enable_keras_fit():
@@ -92,9 +93,12 @@ def _replaced(name, own):
         arguments = dict(bound.arguments)
         arguments.pop(next(iter(arguments)))
         extra = arguments.pop("kwargs", {})
+        if name == "evaluate" and extra.pop("_use_cached_eval_dataset", False):
+            return _evaluate_in_fit(self, arguments["return_dict"])
         if extra:
             raise ValueError(f"Arguments not recognized: {extra}")
-        return ours(self, **arguments)
+        with callbacks_lib.given_back(arguments.get("callbacks")):
+            return ours(self, **arguments)
 
     return method
 
@@ -160,6 +164,7 @@ def _fit(
             batch_size=validation_batch_size or batch_size,
             steps=validation_steps,
         )
+        prepare.check_functions(model, "test")
     own = _loop_of(model)
     own.prepare(data.element_spec, "train")
     watched = own.is_true_somewhere(callbacks_lib.watches_batches(callbacks))
@@ -173,6 +178,9 @@ def _fit(
         pace=pace.Pace(_steps_per_execution(model) if watched else None),
         first_epoch=initial_epoch,
         validation=validation,
+        evaluate=_own_evaluate(
+            own, validation_data, validation_batch_size or batch_size, validation_steps
+        ),
         validation_freq=validation_freq,
         test_steps=_test_steps(own, callbacks, verbose=0),
         is_watched=watched,
@@ -184,6 +192,37 @@ def _fit(
     if own.is_chief and verbose and own.shard.num_workers > 1:
         print(keras_data.describe(data, own.shard), flush=True)
     return own.fit(run, saved)
+
+
+def _own_evaluate(own, validation_data, batch_size, steps):
+    """A call of a subclass's own `evaluate`, as Keras' `fit` makes it; None without one."""
+    model = own.model
+    if type(model).evaluate is keras.Model.evaluate and "evaluate" not in vars(model):
+        return None
+
+    def evaluate(run):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(validation_data)
+        vars(own)[_VALIDATING] = run
+        return model.evaluate(
+            x=x,
+            y=y,
+            sample_weight=sample_weight,
+            batch_size=batch_size,
+            steps=steps,
+            callbacks=run.callbacks,
+            return_dict=True,
+            _use_cached_eval_dataset=True,
+        )
+
+    return evaluate
+
+
+def _evaluate_in_fit(model, return_dict):
+    """What such an `evaluate` gets when it calls that of `keras.Model` with all its arguments."""
+    own = _loop_of(model)
+    run = vars(own)[_VALIDATING]
+    logs = own.evaluate(run.validation, run.callbacks, run.test_steps)
+    return _as_returned(model, logs, return_dict)
 
 
 def _evaluate(model, x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict):
@@ -268,11 +307,12 @@ def _steps_per_execution(model):
 
 def _callback_list(own, callbacks, verbose, epochs, steps, history=False):
     """Keras' list of callbacks, with a bar on the chief."""
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks = callbacks.callbacks
     verbose = verbose if own.is_chief else 0
+    prepared = callbacks_lib.prepare(callbacks, own.strategy, own.is_chief)
+    if isinstance(callbacks, keras.callbacks.CallbackList) and not history:
+        return callbacks  # as in Keras; `fit` looks for its own history
     return keras.callbacks.CallbackList(
-        callbacks_lib.prepare(callbacks, own.strategy, own.is_chief),
+        prepared,
         add_history=history,
         add_progbar=verbose != 0,
         verbose=verbose,

@@ -49,6 +49,7 @@ class Loop(scorer.Scorer):
 
     def _begin(self, run, saved):
         """Get ready, and go where a checkpoint or Keras' backup says."""
+        callbacks_lib.check_alike(run.callbacks.callbacks, self.strategy, self.sums)
         run.saver.begin(self.model, self.is_chief, run.validation is not None)
         if run.saver.saves:
             self._functions.read_state.get_concrete_function()  # traced before it must be quick
@@ -212,7 +213,10 @@ class Loop(scorer.Scorer):
         epoch = self.progress.epoch
         self.average_statistics()
         if run.validation is not None and run.validation_is_due(epoch):
-            scores = self.evaluate(run.validation, run.callbacks, run.test_steps)
+            if run.evaluate is not None:
+                scores = run.evaluate(run)
+            else:
+                scores = self.evaluate(run.validation, run.callbacks, run.test_steps)
             logs = {**logs, **{f"val_{name}": value for name, value in scores.items()}}
         run.callbacks.on_epoch_end(epoch, logs)
         run.reports.clear()

@@ -26,6 +26,25 @@ def check_model(model, step):
         )
 
 
+def check_functions(model, purpose):
+    """Refuse a model that makes the graph around its steps itself.
+
+    Args:
+        model: the `keras.Model`.
+        purpose: "train", "test" or "predict".
+
+    Raises:
+        ValueError: if it overrides `make_train_function` or the like.
+    """
+    name = f"make_{purpose}_function"
+    if name in vars(model) or own_step.overrides(model, name):
+        raise ValueError(
+            f"`{name}` makes a graph of one device, which is not used here. Received: "
+            f"{type(model).__name__}, which overrides it. Override `{purpose}_step`, which is "
+            "run on each replica, and leave the loop around it to fit."
+        )
+
+
 def optimizers_of(model):
     """Return the model's optimizers: the compiled one, and those that are its attributes."""
     found = [getattr(model, "optimizer", None), *vars(model).values()]
@@ -47,6 +66,8 @@ def build(model, spec, strategy, step=None, purpose="train"):
         purpose: "train", "test" or "predict".
     """
     _check_in_scope(model, strategy)
+    if step is None or purpose != "train":
+        check_functions(model, purpose)
     if purpose == "predict" and model.built:
         return
     own_train_step = step or (

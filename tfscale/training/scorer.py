@@ -174,7 +174,8 @@ class Scorer:
         """Return the outputs for a batch at hand, as arrays."""
         outputs = self._functions.predict_step(share, global_count)
         return tf.nest.map_structure(
-            lambda t: t if isinstance(t, tf.RaggedTensor) else t.numpy(), outputs
+            lambda t: t if isinstance(t, (tf.RaggedTensor, tf.SparseTensor)) else t.numpy(),
+            outputs,
         )
 
     def sums(self, *numbers):
@@ -203,6 +204,8 @@ def _joined(outputs):
     def join(*parts):
         if isinstance(parts[0], tf.RaggedTensor):
             return tf.concat(parts, 0)
+        if isinstance(parts[0], tf.SparseTensor):
+            return tf.sparse.concat(0, list(parts))
         differing = [
             i
             for i, sizes in enumerate(zip(*(p.shape for p in parts), strict=True))

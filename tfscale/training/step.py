@@ -178,11 +178,25 @@ def predict_replica(model, data, share):
 
 def _gather(context, tensor):
     """The rows of all replicas, those of replica 0 first."""
+    if isinstance(tensor, tf.SparseTensor):
+        return _gather_sparse(context, tensor)
     if not isinstance(tensor, tf.RaggedTensor):
         return context.all_gather(tensor, axis=0)
     lengths = [context.all_gather(rows, axis=0) for rows in tensor.nested_row_lengths()]
     values = context.all_gather(tensor.flat_values, axis=0)
     return tf.RaggedTensor.from_nested_row_lengths(values, lengths)
+
+
+def _gather_sparse(context, tensor):
+    """As `_gather`; a replica's rows come after those of the replicas in front of it."""
+    rows = context.all_gather(tensor.dense_shape[:1], axis=0)
+    first = tf.reduce_sum(rows[: context.replica_id_in_sync_group])
+    offset = first * tf.one_hot(0, tf.size(tensor.dense_shape), dtype=tf.int64)
+    return tf.SparseTensor(
+        context.all_gather(tensor.indices + offset, axis=0),
+        context.all_gather(tensor.values, axis=0),
+        tf.concat([[tf.reduce_sum(rows)], tensor.dense_shape[1:]], 0),
+    )
 
 
 def train_function(model, step=None, jit_compile=False):

@@ -130,6 +130,7 @@ class Trainer:
             )
             sizes = {"global_batch_size": global_batch_size}
             validation = accept.as_batches(*parts, **sizes)
+            prepare.check_functions(self.model, "test")
         self._loop.prepare(data.element_spec, "train")
         save_every = {
             "save_every_steps": save_every_steps,
@@ -151,8 +152,9 @@ class Trainer:
             is_watched=self._loop.is_true_somewhere(callbacks_lib.watches_batches(callbacks)),
         )
         self.progress.start(initial_epoch, data.first_step(initial_epoch) or 0)
-        run.callbacks = self._callback_list(callbacks, run, verbose)
-        return self._loop.fit(run, resume_from)
+        with callbacks_lib.given_back(callbacks):
+            run.callbacks = self._callback_list(callbacks, run, verbose)
+            return self._loop.fit(run, resume_from)
 
     def evaluate(
         self, x, y=None, *, sample_weight=None, global_batch_size=32, steps_per_epoch=None
