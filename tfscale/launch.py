@@ -59,6 +59,7 @@ def _main(argv):
         "private_network": values.private_network and not cluster.workers,
         "run_dir": os.path.abspath(values.run_dir) if values.run_dir else "",
         "save": _save(values),
+        "deterministic": values.deterministic,
     }
     if cluster.workers:
         _check_task(values, cluster)
@@ -78,6 +79,9 @@ def _define_flags(values):
         True,
         "make keras.Model.fit, evaluate and predict train together",
         flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "deterministic", False, "the same bits in every run, at some cost", flag_values=values
     )
     for name, text in (
         ("log_dir", "folder of the workers' output; empty: logs in --run_dir or runs/SCRIPT-TIME"),

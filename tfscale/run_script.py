@@ -25,8 +25,9 @@ def main(argv):
 
     Args:
         argv: the settings, a JSON object with `seed` (None: the chief chooses), `keras_fit`,
-            `start_timeout_seconds`, `private_network`, `run_dir` ("" for none) and `save` (what
-            `training.fits.Fits` takes); then the script, or `-m` and a module; then its arguments.
+            `start_timeout_seconds`, `private_network`, `deterministic`, `run_dir` ("" for none)
+            and `save` (what `training.fits.Fits` takes); then the script, or `-m` and a module;
+            then its arguments.
 
     Returns:
         The exit code: 0, 1 after an exception that the script did not catch, 2 for what cannot
@@ -79,7 +80,9 @@ def _prepare(settings, target, ended_well):
 
         strategy_lib.find_gpus()
     strategy = strategy_lib.make_strategy(
-        "multiworker", start_timeout_seconds=settings["start_timeout_seconds"]
+        "multiworker",
+        start_timeout_seconds=settings["start_timeout_seconds"],
+        deterministic=settings["deterministic"],
     )
     atexit.register(_leave, strategy_lib, strategy, ended_well)
     seed = _seed(settings, target, strategy_lib, strategy)

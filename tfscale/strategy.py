@@ -170,12 +170,20 @@ def sum_over_workers(strategy, values):
     if shard.num_workers == 1:
         return list(values)
 
+    return [int(v) for v in _sums(strategy)(tf.constant(values, tf.int64)).numpy()]
+
+
+@functools.cache
+def _sums(strategy):
+    """The graph of `sum_over_workers`, traced once for each number of values."""
+    replicas_per_worker = shard_of(strategy).replicas_per_worker
+
     @tf.function
     def sums(values):
         on_replicas = strategy.run(tf.identity, args=(values,))
-        return strategy.reduce("SUM", on_replicas, axis=None) // shard.replicas_per_worker
+        return strategy.reduce("SUM", on_replicas, axis=None) // replicas_per_worker
 
-    return [int(v) for v in sums(tf.constant(values, tf.int64)).numpy()]
+    return sums
 
 
 def set_lent():

@@ -1,12 +1,15 @@
 """What the next step depends on, as arrays by name: read from a model, and put back.
 
 Owns the names in a checkpoint. Reading a metric's variable is a collective between workers:
-all read, the chief writes.
+all read, the chief writes. What each replica keeps for itself is saved twice: their mean among the
+variables, which any number of replicas can take, and beside it what each of them has.
 """
 
 import tensorflow as tf
 
-from tfscale.training import prepare
+from tfscale.training import prepare, saving
+
+_OWN = "replicas/"
 
 
 def variables_of(model):
@@ -37,8 +40,39 @@ def _metric_variables(model):
 
 
 def read(model):
-    """Return the values of all variables by name, to be called in a graph by every worker."""
-    return {name: tf.identity(v.value) for name, v in variables_of(model).items()}
+    """Return the values of all variables by name, to be called in a graph by every worker.
+
+    Args:
+        model: a built `keras.Model`.
+
+    Returns:
+        A dict from name to tensor; those under "replicas/" have one row for each replica.
+    """
+    own = _read_own(model)
+    means = {name: tf.cast(tf.reduce_mean(v, 0), v.dtype) for name, v in own.items()}
+    values = {
+        name: means[name] if name in means else tf.identity(v.value)
+        for name, v in variables_of(model).items()
+    }
+    return values | {_OWN + name: value for name, value in own.items()}
+
+
+def _read_own(model):
+    """What each replica keeps for itself, by name, of shape (replicas, ...)."""
+    kept = {id(v) for v in saving.statistics_of(model)}
+    own = {name: v for name, v in variables_of(model).items() if id(v) in kept}
+    if not own:
+        return {}
+
+    def gather():
+        context = tf.distribute.get_replica_context()
+        return {name: context.all_gather(v.value[None], axis=0) for name, v in own.items()}
+
+    strategy = model.distribute_strategy
+    return {
+        name: strategy.experimental_local_results(value)[0]
+        for name, value in strategy.run(gather).items()
+    }
 
 
 def restore(model, strategy, arrays, source):
@@ -54,18 +88,25 @@ def restore(model, strategy, arrays, source):
         ValueError: if names or shapes are those of another model or optimizer.
     """
     variables = variables_of(model)
-    _check_same(variables, arrays, source)
+    shared = {name: array for name, array in arrays.items() if not name.startswith(_OWN)}
+    _check_same(variables, shared, source)
+    own = {
+        name: arrays[_OWN + name]
+        for name in variables
+        if len(arrays.get(_OWN + name, ())) == strategy.num_replicas_in_sync
+    }
 
-    def assign_all():
+    def assign_all(shared, own):
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         for name, variable in variables.items():
-            value = tf.constant(arrays[name])
+            value = own[name][replica] if name in own else shared[name]
             if name.startswith("metrics/"):
                 # Summed when read: the first replica holds all of it, the others nothing.
-                first = tf.distribute.get_replica_context().replica_id_in_sync_group == 0
-                value = tf.where(first, value, tf.zeros_like(value))
+                value = tf.where(replica == 0, value, tf.zeros_like(value))
             variable.assign(value)
 
-    strategy.run(assign_all)
+    assign = tf.function(lambda *state: strategy.run(assign_all, args=state), autograph=False)
+    assign(*tf.nest.map_structure(tf.convert_to_tensor, (shared, own)))
 
 
 def restore_weights(model, arrays, source):
