@@ -316,12 +316,12 @@ def _cut_off(path, size, epoch):
     found = _size_of(path)
     if found < size:
         logging.warning(
-            "CSVLogger's file %s has %d bytes, where it had %d at the checkpoint: rows of epochs "
-            "before the %dth are lost.",
+            "CSVLogger's file %s has %d bytes, where it had %d at the checkpoint after %d epochs: "
+            "rows are lost.",
             path,
             found,
             size,
-            epoch + 1,
+            epoch,
         )
     elif found > size and "://" not in path:
         os.truncate(path, size)
