@@ -15,6 +15,7 @@ from tfscale.training import reduction
 
 X = np.random.default_rng(0).normal(size=(14, 4)).astype("float32")
 Y = X[:, :1] - X[:, 1:2]
+LABELS = (Y[:13] > 0).astype("float32")
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +74,65 @@ def test_unseeded_noise_sums_and_a_graph_of_its_own_give_the_numbers_of_one_devi
     np.testing.assert_allclose(two["last"], one["last"], rtol=1e-5)
 
 
+class Hits(keras.metrics.Metric):
+    """Counts hits, and their mean in a metric of its own; told the threshold beside the rows."""
+
+    def __init__(self):
+        super().__init__(name="hits")
+        self.hits = self.add_weight(name="hits", initializer="zeros")
+        self.mean = keras.metrics.Mean()
+
+    def update_state(self, y, prediction, thresholds):
+        hit = tf.cast((y > 0.5) == (prediction > thresholds[0]), tf.float32)
+        self.hits.assign_add(tf.reduce_sum(hit))
+        self.mean.update_state(hit)
+
+    def result(self):
+        return self.hits + self.mean.result()
+
+
+class Classifier(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1, activation="sigmoid")
+        self.scores = [keras.metrics.AUC(name="auc"), keras.metrics.F1Score(name="f1")]
+        self.hits = Hits()
+
+    def call(self, x):
+        return self.dense(x)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            predicted = self(x)
+            loss = self.compute_loss(x, y, predicted)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return self.scored(y, predicted)
+
+    def test_step(self, data):
+        return self.scored(data[1], self(data[0]))
+
+    def scored(self, y, predicted):
+        for metric in self.scores:
+            metric.update_state(y, predicted)
+        self.hits.update_state(y, predicted, tf.constant([0.5, 0.6, 0.7]))
+        return {metric.name: metric.result() for metric in [*self.scores, self.hits]}
+
+
+def test_metrics_of_a_step_of_ones_own_count_a_last_example_once():
+    def run():
+        model = Classifier()
+        model.compile(keras.optimizers.SGD(0.1), "binary_crossentropy")
+        arguments = {"batch_size": 4, "verbose": 0}
+        trained = model.fit(X[:13], LABELS, epochs=2, **arguments).history
+        scored = model.evaluate(X[:13], LABELS, return_dict=True, **arguments)
+        return np.hstack([np.ravel(trained[k] + [scored[k]]) for k in ("auc", "f1", "hits")])
+
+    one, two = on_both(run)
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
 def test_predictions_and_scores_of_one_example_at_a_time():
     def run():
         model = network()
@@ -95,6 +155,19 @@ def test_accumulation_under_a_strategy_of_one_replica():
         model = run()
     alone = model.fit(X, Y, batch_size=4, epochs=2, verbose=0).history["loss"]
     np.testing.assert_allclose(alone, one, rtol=1e-5)
+
+
+def test_the_global_mean_in_a_loop_of_ones_own():
+    strategy = make_strategy("mirrored", 2)
+
+    def step(element):
+        with tfscale.replica_share(element) as x:
+            return tfscale.global_mean(tf.reduce_mean(x))
+
+    [element] = tfscale.distribute(tf.data.Dataset.from_tensors(X[:5]), strategy)
+    means = tf.function(lambda e: strategy.run(step, args=(e,)))(element)
+    for mean in strategy.experimental_local_results(means):
+        np.testing.assert_allclose(mean, X[:5].mean(), rtol=1e-5)
 
 
 def test_a_model_made_outside_of_the_scope_is_refused():

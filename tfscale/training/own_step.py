@@ -90,9 +90,17 @@ class OwnStep:
         return result
 
     def _noting_updates(self, metric, method):
+        counts_itself = isinstance(metric, (keras.metrics.Mean, keras.metrics.Sum))
+
         def update_state(*args, **kwargs):
             self._updated[id(metric)] = metric
-            return method(*args, **kwargs)
+            share = reduction_lib.current_share()
+            if counts_itself or share is None:
+                return method(*args, **kwargs)
+            # Of a small batch that every replica has in whole, each counts for its rows.
+            (args, kwargs), counted = share.count_if_rows((args, kwargs))
+            with reduction_lib.sharing(counted):
+                return method(*args, **kwargs)
 
         return update_state
 

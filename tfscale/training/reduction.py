@@ -73,6 +73,28 @@ class Share:
             return tensors
         return tf.nest.map_structure(self._counted_part, tensors)
 
+    def count_if_rows(self, values):
+        """As `count`, and the share to go on with, for values that may be no rows.
+
+        Args:
+            values: a nested structure; what is no tensor, or has another first axis, stays.
+        """
+        if self.counted is None or self.all_rows is self.global_count:
+            return values, self
+        return tf.nest.map_structure(self._counted_if_rows, values), self.of_counted()
+
+    def _counted_if_rows(self, part):
+        if not isinstance(part, tf.Tensor) or part.shape.rank == 0:
+            return part
+        size = tf.shape(part)[0]
+        is_rows = size == self.rows
+        mask = backend.get_keras_mask(part)
+        begin = tf.where(is_rows, self.first_counted, 0)
+        part, mask = rows_lib.slice_rows((part, mask), begin, tf.where(is_rows, self.counted, size))
+        if mask is not None:
+            backend.set_keras_mask(part, mask)
+        return part
+
     def _counted_part(self, part):
         """Rows of one tensor, and of the mask that Keras has attached to it."""
         mask = None if part is None else backend.get_keras_mask(part)
@@ -105,6 +127,11 @@ def sharing(share):
             yield share
     finally:
         _active.share = previous
+
+
+def current_share():
+    """Return the `Share` of the replica whose step runs in this thread; None outside of it."""
+    return getattr(_active, "share", None)
 
 
 _host = {}  # what the threads of the replicas find of the thread that starts them
