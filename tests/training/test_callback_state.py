@@ -13,6 +13,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfscale.data.shards import Shard
 from tfscale.training import callback_state
@@ -244,6 +245,19 @@ def test_a_table_begins_anew_where_none_of_its_epochs_were_saved(data, tmp_path)
     assert path.read_text().split() == ["epoch,loss,val_loss", "0,2.0,NA"]
     run(model, data, [table], epochs=1)  # and another fit begins it anew, as it was made to
     assert len(path.read_text().split()) == 2
+
+
+def test_a_table_on_a_remote_disk_is_cut_off_as_well():
+    path, model = "ram://tfscale/log.csv", build()
+    table = keras.callbacks.CSVLogger(path)
+    keras.callbacks.CallbackList([table], model=model)
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write("epoch,loss\n0,1.0\n")
+    facts, _ = callback_state.read([table])
+    with tf.io.gfile.GFile(path, "a") as file:
+        file.write("1,0.5\n")
+    callback_state.before([table], facts, Progress(epoch=1).to_save())
+    assert tf.io.gfile.GFile(path).read() == "epoch,loss\n0,1.0\n"
 
 
 def test_a_table_that_was_lost_gets_its_head_and_a_warning(data, tmp_path, caplog):

@@ -328,8 +328,9 @@ def _cut_off(path, size, epoch):
     elif found > size:
         with tf.io.gfile.GFile(path, "rb") as file:
             kept = file.read(size)
-        with tf.io.gfile.GFile(path, "wb") as file:
+        with tf.io.gfile.GFile(f"{path}.writing", "wb") as file:
             file.write(kept)
+        tf.io.gfile.rename(f"{path}.writing", path, overwrite=True)
 
 
 def _open_table(callback, keys):
