@@ -144,12 +144,12 @@ def share_global_seed():
     """
     with _own_draws():
         found = global_seed_generator()
-        if not isinstance(found.state.value, tf.distribute.DistributedValues):
-            state = found.state.numpy()
+        if not _is_shared(found):
+            state = _state_of(found)
             global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, None)
             with tf.init_scope():
                 found = global_seed_generator()
-                if isinstance(found.state.value, tf.distribute.DistributedValues):
+                if _is_shared(found):
                     found.state.assign(state)
     _host["generator"] = found
 
@@ -157,7 +157,23 @@ def share_global_seed():
 def read_global_seed():
     """Return the state of the generator behind `keras.random` without a seed; None if unmade."""
     found = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
-    return None if found is None else found.state.numpy()
+    return None if found is None else _state_of(found)
+
+
+def _is_shared(generator):
+    """Whether a seed generator is one that the replicas of the strategy in scope share."""
+    value = generator.state.value
+    if not isinstance(value, tf.distribute.DistributedValues):
+        return False
+    return value.distribute_strategy is tf.distribute.get_strategy()
+
+
+def _state_of(generator):
+    """The state of a seed generator, of whatever strategy."""
+    value = generator.state.value
+    return (
+        value.values[0] if isinstance(value, tf.distribute.DistributedValues) else value
+    ).numpy()
 
 
 def restore_global_seed(state):
@@ -171,7 +187,12 @@ def restore_global_seed(state):
         if found is not _host.get("generator"):
             global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, None)
         return
-    if found is None:
+    is_foreign = (
+        found is not None
+        and isinstance(found.state.value, tf.distribute.DistributedValues)
+        and not _is_shared(found)
+    )
+    if found is None or is_foreign:
         with tf.init_scope():
             found = keras.random.SeedGenerator(seed=0)
         global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, found)
