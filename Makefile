@@ -11,13 +11,14 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup fit test test-slow test-keras-versions lint format clean
+.PHONY: help setup fit test test-slow test-faults test-keras-versions lint format clean
 
 help:
 	@echo 'make setup    a virtual environment in .venv with all that is needed'
 	@echo 'make fit      train the default model on two local workers'
 	@echo 'make test     run the tests; ARGS="-m \"not workers\"" leaves out those with worker processes'
 	@echo 'make test-slow   the suites that "make test" leaves out: they take minutes'
+	@echo 'make test-faults   every fault at every moment on two and three workers: an hour or more'
 	@echo 'make test-keras-versions   the tests of fit with Keras 3.13, 3.14 and 3.15, each in a .venv of its own'
 	@echo 'make lint     check style and types'
 	@echo 'make format   put the code into shape'
@@ -62,6 +63,9 @@ test-keras-versions:
 
 test-slow: setup
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+
+test-faults: setup
+	$(VENV)/bin/python -m pytest -m faults tests/faults $(ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff format --check .
