@@ -130,6 +130,14 @@ class TrainConfig:
     mixed_precision: str = _field("", "mixed_bfloat16 or mixed_float16; empty: float32")
     jit_compile: bool = _field(False, "compile the step with XLA, all of it on one replica")
     validate_every: int = _field(1, "epochs between two validations; 0: never")
+    on_bad_loss: str = _field(
+        "", "at a loss or a weight that is not finite: stop, skip, rollback; empty: nobody looks"
+    )
+    max_loss: float = _field(0.0, "a step with a loss above it is bad, too; 0: no bound")
+    max_bad_steps: int = _field(3, "bad steps that a run may skip or roll back; the next ends it")
+    check_weights_every_steps: int = _field(
+        0, "steps between two comparisons of all replicas' weights; 0: never"
+    )
 
 
 @dataclasses.dataclass

@@ -23,7 +23,7 @@ from tfscale.models import objectives
 from tfscale.monitor import run_log
 from tfscale.optimizers import schedules  # noqa: F401  (registers LinearWarmup for loading)
 from tfscale.training import checkpoint as checkpoint_lib
-from tfscale.training import fits, preemption, prepare, run_state
+from tfscale.training import fits, health, preemption, prepare, run_state
 from tfscale.training import reduction as reduction_lib
 from tfscale.training.trainer import Trainer
 
@@ -87,6 +87,10 @@ class Experiment:
             save_every_seconds=config.checkpoint.save_every_seconds,
             save_every_epochs=config.checkpoint.save_every_epochs,
             resume_from=saved,
+            on_bad_loss=config.train.on_bad_loss,
+            max_loss=config.train.max_loss or None,
+            max_bad_steps=config.train.max_bad_steps,
+            check_weights_every_steps=config.train.check_weights_every_steps,
             verbose=verbose,
         )
         save_model(trainer.model, folder.model, trainer.is_chief)
@@ -201,6 +205,8 @@ def build(
     """
     check_types(config)
     _check_counts(config)
+    train = config.train
+    health.Health(train.on_bad_loss, train.max_loss or None)  # refuses what does not fit
     tf_strategy = strategy_lib.make_strategy(
         strategy,
         num_replicas,
@@ -288,6 +294,8 @@ def _check_counts(config):
         "train.epochs": (config.train.epochs, 1),
         "train.steps_per_execution": (config.train.steps_per_execution, 0),
         "train.validate_every": (config.train.validate_every, 0),
+        "train.max_bad_steps": (config.train.max_bad_steps, 0),
+        "train.check_weights_every_steps": (config.train.check_weights_every_steps, 0),
         "train.seed": (config.train.seed, 0),
         "checkpoint.save_every_steps": (config.checkpoint.save_every_steps, 0),
         "checkpoint.save_every_seconds": (config.checkpoint.save_every_seconds, 0),

@@ -113,6 +113,19 @@ class Batches:
         """Say whether the data surely give the same batches when they are read again."""
         return True
 
+    def reads_again(self) -> bool:
+        """Say whether `dataset`, called again in this process, surely gives the same batches."""
+        return True
+
+    def examples_of(self, epoch: int, position: int) -> list[int] | None:
+        """Return where the examples of one global batch stand in the source; None if unknown.
+
+        Args:
+            epoch: counted from 0.
+            position: the batch in this epoch, from 0.
+        """
+        return None
+
     def end_epoch(self) -> None:
         """Tell the data that the dataset from `epoch` has been read."""
 
@@ -194,6 +207,18 @@ class IndexedBatches(Batches):
         read = self._reader(shard, "block", False, steps, last)
         return pipeline(tf.data.Dataset.range(steps), read)
 
+    def examples_of(self, epoch, position):
+        first = position * self.global_batch_size
+        end = min(first + self.global_batch_size, self.num_examples)
+        positions = tf.range(first, end, dtype=tf.int64)
+        return self._indices(positions, epoch, self._shuffle).numpy().tolist()
+
+    def _indices(self, positions, epoch, shuffle):
+        """Where the examples at these positions of an epoch stand in the source."""
+        if shuffle:
+            positions = order.shuffled(positions, self._seed, epoch, self.num_examples)
+        return positions if self._subset is None else tf.gather(self._subset, positions)
+
     def _reader(self, shard, policy, shuffle, steps, last):
         """The function from a global step to a worker's share of it."""
         full = min(self.global_batch_size, self.num_examples)
@@ -202,11 +227,7 @@ class IndexedBatches(Batches):
         def read(step):
             epoch, within = step // steps, step % steps
             positions, count = cut(tf.equal(within, steps - 1), epoch, within)
-            indices = positions + within * self.global_batch_size
-            if shuffle:
-                indices = order.shuffled(indices, self._seed, epoch, self.num_examples)
-            if self._subset is not None:
-                indices = tf.gather(self._subset, indices)
+            indices = self._indices(positions + within * self.global_batch_size, epoch, shuffle)
             share = self._transform(self.source.read(indices))
             return share, tf.cast(count, tf.int32)
 
@@ -258,6 +279,9 @@ class DatasetBatches(Batches):
 
     def gives_same_again(self):
         return elements.gives_same_again(self._dataset)
+
+    def reads_again(self):
+        return elements.reads_again(self._dataset)
 
     def epoch(self, shard):
         checks.check_enough_replicas(self.global_batch_size, shard)

@@ -178,11 +178,32 @@ def gives_same_again(dataset):
         dataset: a `tf.data.Dataset`.
     """
     try:
-        tf.raw_ops.DatasetToGraphV2(
-            input_dataset=tf.data.experimental.to_variant(dataset),
-            external_state_policy=2,  # fails where there is state
-            strip_device_assignment=False,
-        )
+        _graph_of(dataset)
     except tf.errors.FailedPreconditionError as error:
         return not any(kind in error.message for kind in ("PyFunc", "Random"))
     return True
+
+
+def reads_again(dataset):
+    """Say whether a dataset surely gives the same elements when this process reads it twice.
+
+    Not with state in it, as Python code has, nor with a shuffle that draws a new order each time.
+
+    Args:
+        dataset: a `tf.data.Dataset`.
+    """
+    try:
+        graph = tf.compat.v1.GraphDef.FromString(_graph_of(dataset).numpy())
+    except tf.errors.FailedPreconditionError:
+        return False
+    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    return not any(node.attr["reshuffle_each_iteration"].b for node in nodes)
+
+
+def _graph_of(dataset):
+    """A dataset as a serialized graph; fails where there is state in it."""
+    return tf.raw_ops.DatasetToGraphV2(
+        input_dataset=tf.data.experimental.to_variant(dataset),
+        external_state_policy=2,
+        strip_device_assignment=False,
+    )

@@ -45,9 +45,7 @@ class ScalarLog:
             values: numbers by name.
             **facts: further fields of the line of JSON, such as the epoch.
         """
-        record = {"step": step, **facts, "time": round(time.time(), 3), kind: values}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self.note(kind, step, values, **facts)
         if self._tensorboard_dir is None:
             return
         if kind not in self._writers:
@@ -61,6 +59,12 @@ class ScalarLog:
                 else:
                     tf.summary.scalar(name, value)
         self._writers[kind].flush()
+
+    def note(self, kind, step, values, **facts):
+        """Write one record as a line of JSON alone; arguments as for `write`."""
+        record = {"step": step, **facts, "time": round(time.time(), 3), kind: values}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
 
     def close(self):
         """Close the files."""
@@ -112,6 +116,12 @@ class RunLog(keras.callbacks.Callback):
             self._write_training({k: v for k, v in logs.items() if not k.startswith("val_")})
         if validation:
             self._log.write("validation", self._progress.step, validation, epoch=epoch)
+
+    def on_bad_step(self, event):
+        """Note a bad step; steps that a run takes again are written again."""
+        known = ("step", "epoch")
+        values = {name: value for name, value in event.items() if name not in known}
+        self._log.note("bad_step", event["step"], values, epoch=event["epoch"])
 
     def _write_training(self, logs):
         at = self._progress

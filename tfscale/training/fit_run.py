@@ -6,6 +6,7 @@ from collections.abc import Callable
 import keras
 
 from tfscale.data.batches import Batches
+from tfscale.training.health import Health
 from tfscale.training.pace import Pace
 from tfscale.training.saver import Saver
 
@@ -22,6 +23,7 @@ class FitRun:
         evaluate: scores it in another way, given this run, and returns numbers by name; or None.
         validation_freq: epochs between two validations, or a list of those, counted from 1.
         saver: saves what is due; by default nothing is.
+        health: looks for bad steps; by default it looks at none.
         callbacks: Keras' list of callbacks.
         first_epoch: the epoch the run began with.
         stopped: all workers have agreed to stop.
@@ -42,6 +44,7 @@ class FitRun:
     validation_freq: int | list = 1
     test_steps: int | None = None
     saver: Saver = dataclasses.field(default_factory=Saver)
+    health: Health = dataclasses.field(default_factory=Health)
     callbacks: keras.callbacks.CallbackList | None = None
     first_epoch: int = 0
     is_watched: bool = True
@@ -119,6 +122,7 @@ class FitRun:
             )
         self.reports, self.steps_per_epoch = facts["reports"], now or before
         self.saver.go_on_from(facts)
+        self._feed = None  # one that goes on from here; there is another where the run went back
 
     def next_steps(self, at, most=None):
         """Return the steps until the host has to look again, the same on every worker.
@@ -130,7 +134,8 @@ class FitRun:
         k, steps = most or self.pace.steps, self.steps_in_epoch(at)
         if steps is not None:
             k = min(k, steps - at.position)
-        return min(k, self.saver.steps_until_due(at.step) or k)
+        limits = self.saver.steps_until_due(at.step), self.health.steps_until_due(at)
+        return min(k, *(limit or k for limit in limits))
 
     def mean_reports(self, reports, examples):
         """Return means over the epoch of what a step of the user's own reports.
@@ -142,4 +147,4 @@ class FitRun:
         for name, value in reports.items():
             total, count = self.reports.get(name, (0.0, 0))
             self.reports[name] = (total + float(value), count + examples)
-        return {name: total / count for name, (total, count) in self.reports.items()}
+        return {name: total / (count or 1) for name, (total, count) in self.reports.items()}

@@ -10,8 +10,10 @@ import functools
 import tensorflow as tf
 
 from tfscale.data import elements
-from tfscale.training import own_step, saving, state
+from tfscale.training import bad_steps, own_step, saving, state, weight_sums
 from tfscale.training import step as step_lib
+
+NUM_VOTES = 4  # of the host, in every execution
 
 
 class Functions:
@@ -34,6 +36,7 @@ class Functions:
         self._steps = {True: train, False: test}  # of training, of scoring
         self._reduction, self._reports_last = reduction, reports_last
         self._report_names, self._is_traced = {True: None, False: None}, False
+        self._components = None  # the variables that a bad step is undone with
 
         plain = functools.partial(tf.function, autograph=False)  # to convert costs 0.1 s each
 
@@ -51,6 +54,7 @@ class Functions:
         self.agree = plain(self._agree)
         self.read_state = plain(lambda: state.read(model))
         self.average_statistics = plain(lambda: saving.average_statistics(model))
+        self.weight_sums = plain(lambda: weight_sums.sums(model, strategy))
 
     def prepare(self, spec, training=True):
         """Trace one step on batches of a spec, to learn what a step of the user's own reports."""
@@ -58,21 +62,32 @@ class Functions:
         if not own:
             self._report_names[training] = ()
         if self._report_names[training] is None:
-            once = tf.function(lambda s, n: self._run(s, n, training)[0], autograph=False)
-            once.get_concrete_function(spec, tf.TensorSpec([], tf.int32))
+            self._trace_once(spec, training)
 
-    def most_steps(self, iterator, open_ended):
+    def prepare_undo(self, spec):
+        """Find the variables that a step on batches of a spec may change."""
+        if self._components is None:
+            graph = self._trace_once(spec, True)
+            self._components = bad_steps.components_of(self._model, self._strategy, graph)
+
+    def _trace_once(self, spec, training):
+        once = tf.function(lambda s, n: self._run(s, n, training)[0], autograph=False)
+        return once.get_concrete_function(spec, tf.TensorSpec([], tf.int32)).graph
+
+    def most_steps(self, iterator, open_ended, bounds=None):
         """Return how many steps one execution may take; None for any number.
 
         Args:
             iterator: as for `train_steps`, which is traced for it, once.
             open_ended: the same.
+            bounds: the same.
         """
         trace = getattr(self.train_steps, "get_concrete_function", None)
         if trace is None or self._strategy.num_replicas_in_sync == 1:
             return None
         if not self._is_traced:
-            trace(iterator, tf.constant(1), tf.zeros([3], tf.int64), open_ended=open_ended)
+            votes = tf.zeros([NUM_VOTES], tf.int64)
+            trace(iterator, tf.constant(1), votes, open_ended=open_ended, bounds=bounds)
             self._is_traced = True
         return 1 if self._reduction.gathers_rows else None
 
@@ -81,22 +96,25 @@ class Functions:
         step = self._steps[training]
         return step.in_order(logs) if isinstance(step, own_step.OwnStep) else logs
 
-    def _train_steps(self, iterator, num_steps, votes, open_ended=False):
-        """Take `num_steps` steps, or fewer where open-ended data end before.
+    def _train_steps(self, iterator, num_steps, votes, open_ended=False, bounds=None):
+        """Take `num_steps` steps, or fewer where open-ended data end or a step is bad before.
 
         Args:
             iterator: of this worker's `Batches.dataset`.
             num_steps: an int32 scalar.
             votes: an int64 vector that is summed over all workers.
             open_ended: the data may end at any step, a Python bool.
+            bounds: the `bad_steps.Bounds` that a good step keeps; None to look at no step.
 
         Returns:
             A dict: the `metrics` by name, the `reports` of the steps by name (sums over
             examples, or the last), the `steps` taken, the `examples` seen, the `learning_rate`
             of the next step, and the sum of `votes`, where two more entries stand for the
-            fingerprint of the data and its square.
+            fingerprint of the data and its square. With bounds also what was `bad` about the
+            last step, 0 for nothing, and its `loss`; a bad one counts among the steps, but not
+            in examples and reports.
         """
-        taken = self._loop(iterator, num_steps, True, open_ended)
+        taken = self._loop(iterator, num_steps, True, open_ended, bounds)
         print_ = taken.pop("fingerprint", tf.constant(0, tf.int64)) % 2**20
         rate = getattr(getattr(self._model, "optimizer", None), "learning_rate", 0.0)
         return {
@@ -121,8 +139,8 @@ class Functions:
         own = isinstance(step, own_step.OwnStep)
         return step.metrics() if own else self._model.get_metrics_result()
 
-    def _loop(self, iterator, num_steps, training, open_ended):
-        """Take steps in the graph."""
+    def _loop(self, iterator, num_steps, training, open_ended, bounds=None):
+        """Take steps in the graph, up to the first bad one."""
         names = self._report_names[training]
         # Each loop variable costs in every step, so they are there only if needed.
         totals = {"examples": tf.constant(0, tf.int64)}
@@ -130,18 +148,30 @@ class Functions:
             totals["reports"] = tf.zeros([len(names)])
         if elements.fingerprint_of(iterator.element_spec) is not None:
             totals["fingerprint"] = tf.constant(0, tf.int64)
+        if bounds is not None:
+            totals |= {"bad": tf.constant(0), "loss": tf.constant(0.0)}
 
         def add(element, totals):
             share, count = elements.with_count(element)
-            report, _ = self._run(share, count, training)
+            if bounds is None:
+                report, verdict = self._run(share, count, training)[0], {}
+            else:
+                report, verdict = self._run_judged(share, count, bounds)
             examples = tf.cast(count, tf.int64)
             added = {"examples": totals["examples"] + examples}
             if names:
                 mean = report if self._reports_last else report * tf.cast(count, tf.float32)
                 added["reports"] = mean if self._reports_last else totals["reports"] + mean
+            if verdict:
+                is_bad = verdict["bad"] > 0
+                added = {n: tf.where(is_bad, totals[n], value) for n, value in added.items()}
             if "fingerprint" in totals:
                 added["fingerprint"] = totals["fingerprint"] + elements.fingerprint_of(element)
-            return added
+            return added | verdict
+
+        def goes_on(step, totals):
+            more = step < num_steps
+            return more if bounds is None else more & (totals["bad"] == 0)
 
         def take(step, totals):
             return step + 1, add(next(iterator), totals)
@@ -156,23 +186,43 @@ class Functions:
 
         if open_ended:
             steps, _, totals = tf.while_loop(
-                lambda step, more, _: more & (step < num_steps),
+                lambda step, more, totals: more & goes_on(step, totals),
                 take_if_any,
                 (tf.constant(0), tf.constant(True), totals),
             )
         else:
-            steps, totals = tf.while_loop(
-                lambda step, _: step < num_steps, take, (tf.constant(0), totals)
-            )
+            steps, totals = tf.while_loop(goes_on, take, (tf.constant(0), totals))
         values = tf.unstack(totals["reports"]) if names else []
         return {**totals, "steps": steps, "reports": dict(zip(names, values, strict=True))}
 
-    def _run(self, share, global_count, training):
-        """Run one step on all replicas; return a vector of its reports, and their names."""
-        names, step = [], self._steps[training]
+    def _run_judged(self, share, global_count, bounds):
+        """Take one step, and undo it where that is asked for and it was bad.
+
+        Returns:
+            The vector of its reports, and a dict of what was `bad`, and the `loss`.
+        """
+        held = bad_steps.hold(self._components) if bounds.undoes else None
+        values, names = self._run(share, global_count, True, judged=True)
+        own = len(self._report_names[True])
+        by_name = list(zip(names, tf.unstack(values), strict=True))
+        bad, loss = bad_steps.judge(dict(by_name[:own]), dict(by_name[own:]), bounds)
+        if bounds.undoes:
+            bad_steps.undo_if(bad, self._components, held)
+        return values[:own], {"bad": bad, "loss": loss}
+
+    def _run(self, share, global_count, training, judged=False):
+        """Run one step on all replicas; return a vector of its reports, and their names.
+
+        Where it is `judged`, what that needs follows behind the reports.
+        """
+        names, step, num_own = [], self._steps[training], []
 
         def replica(share, global_count):
+            before = bad_steps.losses_before(self._model) if judged else None
             report = step(*self._cut(share, global_count))
+            num_own[:] = [len(report)]
+            if judged:
+                report = {**report, **bad_steps.numbers_after(self._model, before)}
             names[:] = report
             return tf.stack([report[name] for name in names]) if names else tf.zeros([0])
 
@@ -181,7 +231,7 @@ class Functions:
             report = self._strategy.run(replica, args=(share, global_count))
         # With nothing to report there is nothing to sum: no collective in the step.
         report = self._strategy.reduce("SUM", report, axis=None) if names else tf.zeros([0])
-        self._report_names[training] = tuple(names)
+        self._report_names[training] = tuple(names[: num_own[0]])
         return report, tuple(names)
 
     def _predict_step(self, share, global_count):

@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from tfscale.cluster import pulse
 from tfscale.training import callbacks as callbacks_lib
-from tfscale.training import fit_run, pace, preemption, run_state, scorer
+from tfscale.training import fit_run, fits, pace, preemption, run_state, scorer, weight_sums
+from tfscale.training import health as health_lib
 
 
 class Loop(scorer.Scorer):
@@ -62,6 +63,11 @@ class Loop(scorer.Scorer):
         if saved is not None:
             run_state.go_on_from(self, run, saved)
         self._go_on_from_backup(run, saved is not None)
+        if run.health.bounds is not None and run.health.bounds.undoes:
+            self._functions.prepare_undo(run.data.element_spec)
+        folder = run.saver.checkpoints and run.saver.checkpoints.directory
+        if run.health.needs_checkpoint and (saved is None or saved.path.parent != folder):
+            self._save(run)
 
     def _end(self, run):
         """Finish the weights, tell the callbacks, and wait for what is written."""
@@ -93,12 +99,16 @@ class Loop(scorer.Scorer):
         iterator = run.iterator(self.shard, at)
         # A restored epoch may have its validation left only.
         logs = self._logs(self._functions.metrics(True)) if at.position else {}
-        taken, k, code = 0, 0, 0
+        taken, k, code, ended = 0, 0, 0, False
         while at.position != run.steps_in_epoch(at) and not run.stopped:
-            k = run.next_steps(at, self._functions.most_steps(iterator, run.is_open_ended))
+            most = self._functions.most_steps(iterator, run.is_open_ended, run.health.bounds)
+            k = run.next_steps(at, most)
             run.callbacks.on_train_batch_begin(at.position)
             began = time.perf_counter()
             taken, examples, chosen, votes = self._take_steps(run, iterator, k)
+            if run.health.goes_back:
+                self._go_back(run)
+                return
             if taken or not logs:
                 logs = chosen
             if taken:
@@ -107,15 +117,18 @@ class Loop(scorer.Scorer):
                 run.pace.measured(votes[1])
                 run.saver.hear(votes[2])
                 run.callbacks.on_train_batch_end(at.position - 1, logs)
-            if taken < k:
+            ended = taken < k and not run.health.is_bad
+            if ended:
                 break
+            if run.health.compares(at):
+                self._compare_weights(run)
             run.stopped = votes[0] > 0 or self._all_stop(run)
             code = preemption.exit_code(votes[3]) if run.saver.saves else 0
             if code:
                 self._save_and_leave(run, code)
             if run.saver.is_due(at.step) and at.position != run.steps_in_epoch(at):
                 self._save(run)
-        run.end_steps(at, exhausted=taken < k)
+        run.end_steps(at, exhausted=ended)
         run.logs, code = self._end_epoch(run, logs)
         at.begin_next_epoch()
         if code:
@@ -125,8 +138,11 @@ class Loop(scorer.Scorer):
 
     def _save(self, run):
         """Begin to write a checkpoint; every worker reads the state, the chief writes it."""
+        if run.health.compares_before_saving(self.progress):
+            self._compare_weights(run)
         facts, arrays = run_state.to_save(self, run)
         run.saver.save(self.progress.step, self._functions.read_state, facts, arrays)
+        run.health.saved(self.progress.step)
 
     def _save_and_leave(self, run, code):
         """Save what was done so far, and end this process, as all workers do."""
@@ -142,11 +158,13 @@ class Loop(scorer.Scorer):
         mine = [int(bool(self.model.stop_training)), 0, 0, preemption.vote()]
         if self.is_chief:
             mine[1:3] = run.pace.choose(self.progress.step_seconds), run.saver.vote()
+        left_out = run.health.leaves_out(self.progress) and next(iterator, None) is not None
         results = self._functions.train_steps(
             iterator,
-            tf.constant(k, tf.int32),
+            tf.constant(0 if left_out else k, tf.int32),
             tf.constant(mine, tf.int64),
             open_ended=run.is_open_ended,
+            bounds=run.health.bounds,
         )
         results = tf.nest.map_structure(lambda t: t.numpy(), results)
         *votes, fingerprints, squares = (int(v) for v in results["votes"])
@@ -158,12 +176,43 @@ class Loop(scorer.Scorer):
                 "shard(), and one seed: keras.utils.set_random_seed(1) at the top of the script, "
                 "or seeds in its shuffles; python -m tfscale.launch does so by itself."
             )
-        examples, steps = int(results["examples"]), int(results["steps"])
+        examples, steps = int(results["examples"]), int(results["steps"]) + left_out
+        if run.health.bounds is not None:
+            self._look_at_last(run, steps, results)
         self.progress.learning_rate = float(results["learning_rate"])
         reports = results["reports"]
         if not self._reports_last:
             reports = run.mean_reports(reports, examples)
         return steps, examples, self._logs(results["metrics"], reports), votes
+
+    def _look_at_last(self, run, steps, results):
+        """Tell of a bad step, the last of an execution; the run may end here."""
+        bad, loss = int(results["bad"]), float(results["loss"])
+        event = run.health.took(self.progress, run.data, steps, bad, loss)
+        if event is None:
+            return
+        for callback in run.callbacks.callbacks:
+            if hasattr(callback, "on_bad_step"):
+                callback.on_bad_step(event)
+        run.health.act(event, self.is_chief)
+
+    def _go_back(self, run):
+        """Put the newest checkpoint's state back, on all workers."""
+        self._wait_for_all(run.saver)
+        saved = fits.newest_of_all(self.strategy, run.saver.checkpoints, self.is_chief)
+        if saved is None:
+            raise health_lib.BadNumbers(
+                '`on_bad_loss="rollback"` goes back to a checkpoint. Received: none that is whole '
+                f"in {run.saver.checkpoints.directory}."
+            )
+        run_state.go_back_to(self, run, saved)
+
+    def _compare_weights(self, run):
+        """End the run if weights differ between replicas; a collective where there are several."""
+        if self.strategy.num_replicas_in_sync > 1:
+            table = self._functions.weight_sums().numpy()
+            paths = [v.path for v in weight_sums.compared_variables(self.model)]
+            run.health.compare(self.progress.step, table, paths, self.shard)
 
     def _logs(self, metrics, reports=None):
         """What callbacks are told after steps of training."""

@@ -70,7 +70,7 @@ class OwnStep:
     @contextlib.contextmanager
     def watched(self):
         """Inside, while a step is traced on all replicas, see which numbers are metrics'."""
-        leaves = [leaf for metric in self._model.metrics for leaf in _leaves(metric)]
+        leaves = [leaf for metric in self._model.metrics for leaf in leaf_metrics(metric)]
         for metric in leaves:
             metric.result = self._noting_results(metric, metric.result)
             metric.update_state = self._noting_updates(metric, metric.update_state)
@@ -142,10 +142,10 @@ def _flat(report):
     return found
 
 
-def _leaves(metric):
-    """A metric, or those it is made of, as the compiled ones are."""
+def leaf_metrics(metric):
+    """Return a metric, or those it is made of, as the compiled ones are, in a list."""
     inner = getattr(metric, "metrics", None)
-    return [leaf for m in inner for leaf in _leaves(m)] if inner else [metric]
+    return [leaf for m in inner for leaf in leaf_metrics(m)] if inner else [metric]
 
 
 def overrides(model, method):

@@ -8,6 +8,7 @@ import functools
 import importlib.metadata
 import platform
 
+import keras
 from absl import logging
 
 from tfscale.training import callback_state, random_state, state
@@ -44,6 +45,7 @@ def to_save(loop, run):
         "stopped": run.stopped,
         "finished": run.is_finished,
         "versions": versions(),
+        "health": run.health.to_save(),
     }
     return facts, arrays
 
@@ -85,6 +87,7 @@ def go_on_from(loop, run, saved):
     facts, at = saved.facts, loop.progress
     _take_over(loop, run, saved)
     run.go_on_from(facts, at.position)
+    run.health.go_on_from(facts.get("health", {}), saved.step)
     if not run.data.same_order(loop.shard, facts["num_workers"]):
         logging.warning(
             "The data is a stream cut by file, whose order depends on the number of workers. "
@@ -95,6 +98,7 @@ def go_on_from(loop, run, saved):
         )
         at.position = 0
         run.reports = {}
+        run.health.forget(at.epoch)
     if "random" in facts:
         run.restore_random = functools.partial(random_state.restore, facts["random"])
     changed = {
@@ -110,6 +114,24 @@ def go_on_from(loop, run, saved):
             changed,
         )
     logging.info("Going on from %s, at step %d.", saved.path, saved.step)
+
+
+def go_back_to(loop, run, saved):
+    """Put a checkpoint's state back in the middle of a run, to go on at its step.
+
+    Callbacks get the state of then, without another `on_train_begin`; the run's time goes on.
+    """
+    earlier_seconds = loop.progress.earlier_seconds
+    callbacks = run.callbacks.callbacks
+    if loop.is_chief:
+        tables = [c for c in callbacks if isinstance(c, keras.callbacks.CSVLogger)]
+        for table in tables:
+            table.csv_file.close()
+        callback_state.before(callbacks, saved.facts["callbacks"], saved.facts["progress"])
+        for table in tables:
+            table.on_train_begin()
+    go_on_from(loop, run, saved)
+    loop.progress.earlier_seconds = earlier_seconds
 
 
 def _take_over(loop, run, saved):

@@ -71,6 +71,11 @@ class Saver:
         """Whether anything is saved at all."""
         return self._checkpoints is not None
 
+    @property
+    def checkpoints(self):
+        """The `checkpoint.Checkpoints` that it writes to, or None."""
+        return self._checkpoints
+
     def begin(self, model, is_chief, validates):
         """Get ready, before the first step and before an earlier life is taken over.
 

@@ -10,7 +10,7 @@ import keras
 
 from tfscale.data import accept
 from tfscale.training import callbacks as callbacks_lib
-from tfscale.training import fit_run, fits, loop, pace, prepare, progress, saver
+from tfscale.training import fit_run, fits, health, loop, pace, prepare, progress, saver
 from tfscale.training import reduction as reduction_lib
 
 
@@ -74,6 +74,10 @@ class Trainer:
         save_every_seconds=0,
         save_every_epochs=0,
         resume_from=None,
+        on_bad_loss="",
+        max_loss=None,
+        max_bad_steps=3,
+        check_weights_every_steps=0,
         verbose="auto",
     ):
         """Train the model.
@@ -104,6 +108,15 @@ class Trainer:
             save_every_epochs: epochs between two; 0 for one after each epoch, unless steps or
                 seconds are given. The end of a run is always saved.
             resume_from: a `checkpoint.Checkpoint` to go on from, at its step.
+            on_bad_loss: what a step does whose loss, or a weight after it, is not finite: "stop"
+                ends the run; "skip" undoes the step and goes on with the next batch; "rollback"
+                goes back to the last checkpoint and takes the steps since then again, without
+                the bad batch. By default nobody looks. A callback with a method
+                `on_bad_step(event)` is told.
+            max_loss: a step with a loss above it is bad, too; None for no bound.
+            max_bad_steps: bad steps that a run may have, over all its lives; the next ends it.
+            check_weights_every_steps: steps between two comparisons of all replicas' weights,
+                which are compared before each checkpoint, too; 0 for none.
             verbose: 0 for silence; 1 for a bar; 2 for lines; "auto" for a bar on a terminal and
                 lines elsewhere. The chief alone speaks.
 
@@ -112,7 +125,9 @@ class Trainer:
 
         Raises:
             ValueError: if data, batch size or arguments do not fit, before the first step.
+            health.BadNumbers: on all workers, if a bad step ends the run, or weights differ.
         """
+        own_health = health.Health(on_bad_loss, max_loss, max_bad_steps, check_weights_every_steps)
         data = accept.as_batches(
             x,
             y,
@@ -141,8 +156,10 @@ class Trainer:
         if self._fits is not None and checkpoints is None:
             own_saver, saved = self._fits.next(self.strategy, data.gives_same_again, **save_every)
             resume_from = resume_from or saved
+        own_health.check(own_saver, data)
         run = fit_run.FitRun(
             data=data,
+            health=own_health,
             validation=validation,
             validation_freq=validation_freq,
             epochs=epochs,
