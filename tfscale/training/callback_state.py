@@ -141,6 +141,8 @@ def before(callbacks, facts, progress):
 def restore(callbacks, facts, arrays, model):
     """Put back what callbacks knew, after `on_train_begin`, which resets some of them.
 
+    Within an epoch it comes after `on_epoch_begin` too: a LearningRateScheduler or a count did its
+    work for this epoch before the checkpoint, and what it does again is undone with the rest.
     Every worker calls it with the same facts. Where EarlyStopping had stopped the run,
     `model.stop_training` is set, as it was. Of a run that has ended it may be called without
     `on_train_begin`.
