@@ -1,7 +1,12 @@
-"""`python -m tfscale.doctor` reads what a run has saved and says what a restart would use."""
+"""`python -m tfscale.doctor` on one machine: what a run has saved, and checks without a cluster.
+
+How tasks of a cluster check each other is in `cluster/test_checkup.py`.
+"""
 
 import json
 import os
+import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +18,7 @@ from tfscale import doctor
 from tfscale.__main__ import main
 from tfscale.training.checkpoint import Checkpoint, Checkpoints
 
-pytestmark = pytest.mark.slow
+ROOT = pathlib.Path(doctor.__file__).parents[1]
 
 
 @pytest.fixture
@@ -104,7 +109,7 @@ def test_a_run_that_has_not_saved_yet(run_dir, capsys):
 @pytest.mark.parametrize(
     ("argv", "reason"),
     [
-        ([], "Received: none"),
+        (["--workers=-1"], "--workers"),
         (["--run_dir=nowhere"], "nowhere, which has neither config.json nor checkpoints"),
         (["--run_dri=x"], "run_dri"),
     ],
@@ -124,3 +129,60 @@ def test_the_command_does_not_wait_for_tensorflow(run_dir):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == [0, []]
+
+
+def test_the_fits_of_a_script_are_listed_as_well(run_dir, capsys):
+    for number in (1, 2):
+        shutil.copytree(run_dir / "checkpoints", run_dir / "fits" / str(number) / "checkpoints")
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "config.json").unlink()
+    os.truncate(run_dir / "fits" / "2" / "checkpoints" / "step-00000040" / "state.bin", 5)
+    code, lines = look(capsys, run_dir)
+    assert code == 1
+    assert [line for line in lines if line.startswith("fit ")] == ["fit 1", "fit 2"]
+    assert [line.split(", ")[0] for line in lines if "goes on" in line] == [
+        "A run goes on from step 40",
+        "A run goes on from step 30",
+    ]
+
+
+def test_a_machine_alone_is_checked_without_a_port(capsys):
+    assert doctor.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:3]] == [["ok", "versions"], ["ok", "GPUs"]]
+    assert lines[3] == "2 checks: all is well"
+
+
+def check(folder, *argv):
+    """Run the command in a process of its own, since it changes TensorFlow's devices."""
+    return subprocess.run(
+        [sys.executable, "-m", "tfscale.doctor", *argv],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_model_and_data_of_a_configuration_are_looked_at(tmp_path):
+    done = check(
+        tmp_path,
+        *("--run_dir=runs/mine", "--config.model.name=mlp", "--config.checkpoint.keep_last=1"),
+        *("--config.model.arguments.units=(1000,)", "--config.optimizer.name=adam"),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = done.stdout
+    # 64 inputs, 1000 hidden units, 10 classes: three times for Adam, three files at once.
+    size = 4 * 3 * (64 * 1000 + 1000 + 1000 * 10 + 10)
+    found = float(re.search(r"3 checkpoints of ([0-9.]+) kB take", shown)[1]) * 1000
+    assert size <= found < size * 1.01
+    assert re.search(r"ok +data +fingerprint [0-9a-f]{16}\n", shown)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_wrong_with_a_configuration_is_one_line(tmp_path):
+    done = check(tmp_path, "--config.data.name=csv", "--config.data.data_dir=/nowhere.csv")
+    assert done.returncode == 1
+    [line] = [line for line in done.stdout.splitlines() if "failed  " in line]
+    assert line.split()[:2] == ["failed", "data"] and "/nowhere.csv" in line

@@ -174,7 +174,8 @@ class Post:
             elif message.get("want") == "join":
                 refusal = self._take_in(message, channel)
                 keep = not refusal
-                channel.send({"refused": refusal} if refusal else {"welcome": True})
+                if refusal:
+                    channel.send({"refused": refusal})
         except Lost:
             pass  # somebody who was not meant; one who joined is missed when it is asked
         finally:
@@ -183,7 +184,7 @@ class Post:
                 channel.close()
 
     def _take_in(self, message: Answer, channel: Channel) -> str:
-        """Let a task join; return why not, or ""."""
+        """Welcome a task, or return why not."""
         party, number = self._party, message.get("number")
         refusal = ""
         with self._changed:
@@ -196,6 +197,7 @@ class Post:
             elif number in self._joined:
                 refusal = f"another task is {party.name(number)} already"
             else:
+                channel.send({"welcome": True})  # before anybody can ask it something
                 self._joined[number] = channel
             if refusal and party.own == 0:
                 self.strangers[refusal] = number if number in party.others else None
