@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tfscale.cluster import checkup, ports
+from tfscale.cluster import checkup, meeting, ports
 
 ROOT = Path(checkup.__file__).parents[2]
 
@@ -125,10 +125,10 @@ def test_clocks_that_differ(check, tmp_path, seconds, state, code):
 
 
 def test_versions_that_differ(check, tmp_path):
-    other = tmp_path / "keras-3.1.0.dist-info"
-    other.mkdir()
+    other = tmp_path / "other" / "keras-3.1.0.dist-info"
+    other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: keras\nVersion: 3.1.0\n")
-    path = os.pathsep.join((str(tmp_path), str(ROOT)))
+    path = os.pathsep.join((str(other.parent), str(ROOT)))
     codes, told = check(environ=({}, {"PYTHONPATH": path}))
     assert codes == [1, 1]
     [row] = rows(told[0], "failed")
@@ -239,7 +239,8 @@ def test_configuration_and_data_that_differ_are_named(check, tmp_path):
     codes, told = check(
         *("--config.data.name=csv", "--config.data.data_dir=.", "--config.model.name=mlp"),
         *("--config.data.train_split=data.csv", "--config.data.test_split="),
-        *("--config.data.transforms=", f"--run_dir={tmp_path}/run"),
+        *("--config.data.transforms=", "--config.data.num_classes=2"),
+        f"--run_dir={tmp_path}/run",
         own=((), ("--config.train.epochs=7",)),
         cwd=folders,
     )
@@ -247,6 +248,20 @@ def test_configuration_and_data_that_differ_are_named(check, tmp_path):
     configuration, data = rows(told[0], "failed")
     assert "train.epochs: 15 on worker 0; 7 on worker 1. Give all tasks the same" in configuration
     assert data.startswith("data") and "on worker 0" in data and "on worker 1" in data
+
+
+def test_a_name_that_is_loopback_on_its_own_machine_is_listened_for_on_the_way_to_the_others():
+    """Many machines have their own name as 127.0.1.1 in /etc/hosts."""
+    distant = "203.0.113.7:2222"
+    expected = [ip for ip in [ports.source_towards(distant)] if ip]
+    [own] = loopback(1)
+    port = ports.split_address(own)[1]
+    with meeting.Post(meeting.Party((own, distant), 0, 2)) as post:
+        for ip in ["127.0.0.1", *expected]:
+            assert meeting.greet(f"{ip}:{port}")[1]["nonce"] == post.nonce
+    with meeting.Post(meeting.Party((own, "127.0.0.1:9"), 0, 2)):
+        for ip in expected:
+            assert ports.probe(f"{ip}:{port}", 2.0) == "refused"
 
 
 def can_make_networks():
