@@ -475,3 +475,57 @@ def test_what_one_worker_alone_has_neither_hangs_nor_is_silent():
     assert not np.array_equal(first.arrays["noise"], second.arrays["noise"])
     for worker in (first, second):
         assert "the same backup on every worker" in str(worker.arrays["refused"])
+
+
+def _on_images_without_labels():
+    """Image to image: transformed at random on each worker, then other examples on one."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from absl import logging
+
+    import tfscale
+    from tfscale import testing
+
+    tfscale.enable_keras_fit()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    rank = 0 if tfscale.is_chief() else 1
+    said = []
+    logging.log_first_n = lambda level, text, n, *values: said.append(text % values)
+    images = np.zeros((12, 8, 8, 1), "float32")
+    images[:, 2:6, 2:6] = np.random.default_rng(0).normal(size=(12, 4, 4, 1))
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(1, 3)])
+        model.compile("sgd", loss=lambda y, p: tf.reduce_mean(p**2, axis=[1, 2, 3]))
+
+    def pairs(image):
+        return image, image[:, 1:7, 1:7]
+
+    whole = tf.data.Dataset.from_tensor_slices(images)
+    noise = np.random.default_rng(rank)
+
+    def noisy(image):
+        added = tf.numpy_function(lambda: noise.normal(size=(4, 8, 8, 1)), [], tf.float64)
+        return tf.ensure_shape(image + tf.cast(added, tf.float32), [None, 8, 8, 1])
+
+    model.fit(whole.batch(4).map(pairs), verbose=0)
+    testing.collect(said_of_same=len(said))
+    model.fit(whole.batch(4).map(noisy).map(pairs), verbose=0)
+    testing.collect(said_of_transformed=said)
+    order = np.random.default_rng(rank).permutation(12)
+    try:
+        model.fit(tf.data.Dataset.from_tensor_slices(images[order]).batch(4).map(pairs), verbose=0)
+        testing.collect(refused="")
+    except ValueError as error:
+        testing.collect(refused=str(error))
+
+
+@pytest.mark.workers
+def test_other_images_without_labels_are_refused_and_transformed_ones_named():
+    chief, other = testing.run_workers(_on_images_without_labels, 2)
+    for worker in (chief, other):
+        assert worker.arrays["said_of_same"] == 0
+        assert "same batches" in str(worker.arrays["refused"])
+        assert "default_rng(1)" in str(worker.arrays["refused"])
+    assert len(chief.arrays["said_of_transformed"]) > 0
+    assert len(other.arrays["said_of_transformed"]) == 0

@@ -109,6 +109,10 @@ class Batches:
         """Return the spec of the feed's iterators, for tracing: no iterator is made for it."""
         return tf.data.IteratorSpec(self.dataset(shard).element_spec)
 
+    def has_state(self) -> bool:
+        """Say whether equal examples may have other values on another worker."""
+        return False
+
     def gives_same_again(self) -> bool:
         """Say whether the data surely give the same batches when they are read again."""
         return True
@@ -276,6 +280,9 @@ class DatasetBatches(Batches):
             shares = self._shares(whole, start_step, shard, self._policy)
             self._made = {(shard, start_step): shares}
         return self._made[shard, start_step]
+
+    def has_state(self):
+        return elements.has_state(self._dataset)
 
     def gives_same_again(self):
         return elements.gives_same_again(self._dataset)

@@ -6,6 +6,7 @@ workers cut the same batch; it is made only where there are several.
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from tfscale.data import order, rows
 
@@ -111,21 +112,74 @@ def fingerprint(parts, count):
     return tf.cast(tf.bitwise.right_shift(total, np.uint64(64 - FINGERPRINT_BITS)), tf.int64)
 
 
-def _telling_parts(batch):
-    """Parts of a batch that are the same on all workers if the examples are.
+def tells_examples(spec):
+    """Say whether batches that differ between workers surely hold other examples.
 
-    They are the labels, or the inputs where there are no labels, and none with more than two
-    axes, such as images: random transforms in a parallel `Dataset.map` give these other values
-    on every worker, though the examples are the same.
+    With labels they do. Where all parts have more than two axes, such as images, random
+    transforms in a parallel `Dataset.map` may give these other values on every worker, though
+    the examples are the same.
+
+    Args:
+        spec: of the batches, `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
     """
-    has_labels = isinstance(batch, tuple) and len(batch) > 1
-    parts = tf.nest.flatten(batch[1] if has_labels else batch)
-    return [p for p in parts if isinstance(p, tf.Tensor) and p.shape.rank in (1, 2)]
+    return any(p.shape.rank in (1, 2) for p in _parts(spec) if isinstance(p, tf.TensorSpec))
+
+
+def refuse_other_batches(data, shard, epoch):
+    """Refuse batches that differ between workers; where transforms may be the reason, warn once.
+
+    Args:
+        data: the `Batches`.
+        shard: this worker, of several.
+        epoch: in which they were seen, from 0.
+
+    Raises:
+        ValueError: if the batches surely hold other examples.
+    """
+    way_out = (
+        "Give every worker the whole dataset, without shard(), and one seed: "
+        "keras.utils.set_random_seed(1) at the top of the script, or seeds in its shuffles; "
+        "python -m tfscale.launch does so by itself. A generator of NumPy needs a seed of its "
+        "own: np.random.default_rng(1)."
+    )
+    if tells_examples(data.element_spec) or not data.has_state():
+        raise ValueError(
+            "All workers must read the same batches, of which each takes its share. Received: "
+            f"other examples on one of {shard.num_workers} workers, in epoch {epoch + 1}. {way_out}"
+        )
+    if shard.worker == 0:
+        logging.log_first_n(
+            logging.WARNING,
+            "Workers read batches with other values, in epoch %d. Random transforms of the same "
+            "examples do that, and are right; other examples do it too, and are not. %s",
+            1,
+            epoch + 1,
+            way_out,
+        )
+
+
+def _telling_parts(batch):
+    """Parts of a batch that are the same on all workers if the examples are, or are likely to be.
+
+    They are the labels, or the inputs where there are no labels; those with more than two axes
+    only if there is nothing else.
+    """
+    dense = [p for p in _parts(batch) if isinstance(p, tf.Tensor)]
+    return [p for p in dense if p.shape.rank in (1, 2)] or dense
+
+
+def _parts(batch):
+    has_labels = isinstance(batch, tuple) and len(batch) > 1 and batch[1] is not None
+    return tf.nest.flatten(batch[1] if has_labels else batch)
 
 
 def _hash(values, number):
     """A sum of products with odd numbers, whose high bits depend on every value."""
-    values = tf.reshape(values, [_NUM_ROWS, -1])[:, :_NUM_VALUES]
+    values = tf.reshape(values, [_NUM_ROWS, -1])
+    width = tf.shape(values)[1]
+    looked_at = tf.minimum(width, _NUM_VALUES)  # from the first to the last: margins are empty
+    columns = tf.range(looked_at) * (width - 1) // tf.maximum(looked_at - 1, 1)
+    values = tf.gather(values, columns, axis=1)
     if values.dtype == tf.string:
         values = tf.strings.to_hash_bucket_fast(values, 2**31)
     elif values.dtype.is_floating:
@@ -166,6 +220,21 @@ def check_batched(spec):
                 "The dataset must be batched, and its elements tensors. Received: "
                 f"{leaf}. Use dataset.batch(global_batch_size)."
             )
+
+
+def has_state(dataset):
+    """Say whether a dataset may give a worker other values than the next, as random maps do.
+
+    Args:
+        dataset: a `tf.data.Dataset`.
+    """
+    try:
+        tf.raw_ops.DatasetToGraphV2(
+            input_dataset=tf.data.experimental.to_variant(dataset), external_state_policy=2
+        )
+    except tf.errors.FailedPreconditionError:
+        return True
+    return False
 
 
 def gives_same_again(dataset):

@@ -95,6 +95,9 @@ class KerasBatches(batches.Batches):
     def gives_same_again(self):
         return self.source.gives_same_again()
 
+    def has_state(self):
+        return self.source.has_state()
+
     def feed(self, shard, first_epoch=0):
         kind = feed.EpochFeed if self.source.is_python else feed.PassFeed
         return kind(self, self.source, shard, first_epoch)
@@ -149,6 +152,10 @@ class Source:
         """Say whether the same script, run again, surely reads the same batches."""
         return True
 
+    def has_state(self):
+        """Say whether equal examples may have other values on another worker."""
+        return elements.has_state(self.whole)
+
     def reset(self):
         """Do what Keras does with its data before the first epoch, and before each scoring."""
         self._adapter.on_epoch_end()
@@ -183,6 +190,9 @@ class ArraySource(Source):
             lambda t: None if t is None else tf.TensorSpec(t.shape, t.dtype), self._arrays
         )
         return rows.batch_spec(specs)
+
+    def has_state(self):
+        return False
 
     def shares(self, shard, policy, start=0, steps=None):
         def read(indices):

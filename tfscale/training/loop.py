@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfscale.cluster import pulse
+from tfscale.data import elements
 from tfscale.training import callbacks as callbacks_lib
 from tfscale.training import fit_run, fits, pace, preemption, run_state, scorer, weight_sums
 from tfscale.training import health as health_lib
@@ -169,13 +170,7 @@ class Loop(scorer.Scorer):
         results = tf.nest.map_structure(lambda t: t.numpy(), results)
         *votes, fingerprints, squares = (int(v) for v in results["votes"])
         if self.shard.num_workers * squares != fingerprints**2:
-            raise ValueError(
-                "All workers must read the same batches, of which each takes its share. Received: "
-                f"other examples on one of {self.shard.num_workers} workers, in epoch "
-                f"{self.progress.epoch + 1}. Give every worker the whole dataset, without "
-                "shard(), and one seed: keras.utils.set_random_seed(1) at the top of the script, "
-                "or seeds in its shuffles; python -m tfscale.launch does so by itself."
-            )
+            elements.refuse_other_batches(run.data, self.shard, self.progress.epoch)
         examples, steps = int(results["examples"]), int(results["steps"]) + left_out
         if run.health.bounds is not None:
             self._look_at_last(run, steps, results)
