@@ -34,13 +34,13 @@ print("joined", strategy.num_replicas_in_sync, flush=True)
 """
 
 
-def _start(code, workers, rank, *args):
+def _start(code, workers, rank, *args, before=()):
     """Run one worker of a cluster; return its exit code, stdout, stderr and seconds."""
     config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
     root = str(Path(rendezvous.__file__).parents[2])
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)],
+        [*before, sys.executable, "-c", code, *map(str, args)],
         env={**os.environ, "TF_CONFIG": json.dumps(config), "PYTHONPATH": root},
         capture_output=True,
         text=True,
@@ -88,6 +88,26 @@ def test_each_peer_gets_its_own_reason():
     assert "worker 4 at no-such-host.invalid:2222: unresolvable" in told
     assert "within 0.5 seconds" in told and "--start_timeout_seconds" in told
     assert seconds < 15
+
+
+# A network of its own with a wire: who is not on it does not answer.
+_ON_A_WIRE = """
+ip link set lo up && ip link add wire type veth peer name end && ip link set end up &&
+ip link set wire up && ip addr add 10.77.0.1/24 dev wire && echo ready && exec "$@"
+"""
+
+
+def test_on_a_network_hosts_that_are_off_are_silent_and_others_refuse():
+    """Packets that nobody answers, as between machines, and a name that no server knows."""
+    workers = ["10.77.0.1:2222", "10.77.0.1:2223", "10.77.0.9:2222", "host9.invalid:2222"]
+    before = ("unshare", "-n", "sh", "-c", _ON_A_WIRE, "sh")
+    code, shown, told, _ = _start(_BLOCKED, workers, 0, 1, 30, before=before)
+    if not shown.startswith("ready"):
+        pytest.skip(f"needs root and iproute2: {told}")
+    assert code == 1
+    assert f"worker 1 at {workers[1]}: refused" in told
+    assert f"worker 2 at {workers[2]}: silent" in told
+    assert f"worker 3 at {workers[3]}: unresolvable" in told
 
 
 def test_a_block_that_is_left_in_time_leaves_nothing():

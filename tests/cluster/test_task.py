@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tfscale import fit
 from tfscale.cluster import ports, supervise
 
 ROOT = Path(supervise.__file__).parents[2]
@@ -147,6 +148,22 @@ def test_a_stopped_worker_is_ended_though_nobody_else_can_tell(tasks, tmp_path):
     codes, told = ends(processes, tmp_path)
     assert codes == [0, 0]
     assert "tfscale: worker 1 hangs: stopped, as by SIGSTOP at step" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        (["--max_restarts=2"], "must have --run_dir"),
+        (["--hang_timeout_seconds=9"], "must have --run_dir"),
+        (["--max_restarts=2", "--run_dir=r", "--resume=r/checkpoints/step-1"], "--resume=r/che"),
+    ],
+)
+def test_a_fit_that_could_not_go_on_is_refused(argv, reason, monkeypatch, capsys):
+    task = {"type": "worker", "index": 0}
+    text = json.dumps({"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}, "task": task})
+    monkeypatch.setenv("TF_CONFIG", text)
+    assert fit.main(argv) == 2
+    assert reason in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
