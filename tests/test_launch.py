@@ -64,6 +64,9 @@ def found(*arguments, cwd=ROOT):
         (["--seed=-1", FAILS], r"--seed=-1"),
         (["--start_timeout_seconds=0", FAILS], r"--start_timeout_seconds=0"),
         (["--max_restarts=-1", FAILS], r"--max_restarts=-1"),
+        (["--save_every_steps=5", FAILS], r"belongs to --run_dir\. Received: --save_every_steps=5"),
+        (["--run_dir=x", "--nokeras_fit", FAILS], r"Received: --run_dir with --keras_fit=false"),
+        (["--run_dir=x", "--keep_last=0", FAILS], r"--keep_last=0"),
     ],
 )
 def test_what_cannot_be_started_is_refused_in_one_line(capsys, monkeypatch, arguments, message):
@@ -120,6 +123,24 @@ def test_what_follows_the_script_belongs_to_it(monkeypatch):
     assert more["private_network"] is False
     settings = json.loads(command[-4])
     assert (settings["seed"], settings["keras_fit"]) == (5, False)
+
+
+def test_run_dir_has_logs_and_a_seed_that_stays_and_restarts(monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setattr(
+        launch.supervise,
+        "run_local_workers",
+        lambda command, workers, **more: started.append((json.loads(command[2]), more)) or 0,
+    )
+    argv = [f"--run_dir={tmp_path}", "--save_every_steps=5", str(ROOT / FAILS)]
+    for extra in ([], [], ["--max_restarts=0"]):
+        assert launch.main([*extra, *argv]) == 0
+    seeds = {settings["seed"] for settings, _ in started}
+    assert len(seeds) == 1
+    assert [more["max_restarts"] for _, more in started] == [3, 3, 0]
+    assert all(more["log_dir"] == str(tmp_path / "logs") for _, more in started)
+    assert started[0][0]["save"] == {"save_every_steps": 5}
+    assert started[0][0]["run_dir"] == str(tmp_path)
 
 
 @pytest.mark.workers

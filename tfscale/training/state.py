@@ -1,8 +1,8 @@
 """What the next step depends on, as arrays by name: read from a model, and put back.
 
 Owns the names in a checkpoint. Reading a metric's variable is a collective between workers:
-all read, the chief writes. What each replica keeps for itself is saved twice: their mean among the
-variables, which any number of replicas can take, and beside it what each of them has.
+all read, the chief writes. What each replica keeps for itself is saved twice: the mean of
+statistics and the sum of metrics, which any number of replicas can take, and what each has.
 """
 
 import tensorflow as tf
@@ -49,7 +49,11 @@ def read(model):
         A dict from name to tensor; those under "replicas/" have one row for each replica.
     """
     own = _read_own(model)
-    means = {name: tf.cast(tf.reduce_mean(v, 0), v.dtype) for name, v in own.items()}
+    means = {
+        name: tf.cast(tf.reduce_mean(v, 0), v.dtype)
+        for name, v in own.items()
+        if not name.startswith("metrics/")
+    }
     values = {
         name: means[name] if name in means else tf.identity(v.value)
         for name, v in variables_of(model).items()
@@ -59,7 +63,9 @@ def read(model):
 
 def _read_own(model):
     """What each replica keeps for itself, by name, of shape (replicas, ...)."""
-    kept = {id(v) for v in saving.statistics_of(model)}
+    if model.distribute_strategy.num_replicas_in_sync == 1:
+        return {}
+    kept = {id(v) for v in [*saving.statistics_of(model), *_metric_variables(model)]}
     own = {name: v for name, v in variables_of(model).items() if id(v) in kept}
     if not own:
         return {}
@@ -96,17 +102,18 @@ def restore(model, strategy, arrays, source):
         if len(arrays.get(_OWN + name, ())) == strategy.num_replicas_in_sync
     }
 
-    def assign_all(shared, own):
+    shared, own = tf.nest.map_structure(tf.convert_to_tensor, (shared, own))
+
+    def assign_all():
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         for name, variable in variables.items():
             value = own[name][replica] if name in own else shared[name]
-            if name.startswith("metrics/"):
+            if name.startswith("metrics/") and name not in own:
                 # Summed when read: the first replica holds all of it, the others nothing.
                 value = tf.where(replica == 0, value, tf.zeros_like(value))
             variable.assign(value)
 
-    assign = tf.function(lambda *state: strategy.run(assign_all, args=state), autograph=False)
-    assign(*tf.nest.map_structure(tf.convert_to_tensor, (shared, own)))
+    tf.function(lambda: strategy.run(assign_all), autograph=False).get_concrete_function()()
 
 
 def restore_weights(model, arrays, source):

@@ -1,0 +1,159 @@
+"""Calls of `fit` in a folder: what had ended returns at once, what was interrupted goes on."""
+
+import os
+import signal
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfscale.strategy import make_strategy
+from tfscale.training.checkpoint import Checkpoints
+from tfscale.training.trainer import Trainer
+
+X = np.random.default_rng(0).normal(size=(80, 4)).astype("float32")
+Y = X @ np.ones((4, 1), "float32")
+SMALL = {"global_batch_size": 10, "verbose": 0, "steps_per_execution": 1, "save_every_steps": 3}
+
+
+class Interrupted(Exception):
+    pass
+
+
+class After(keras.callbacks.Callback):
+    """Does something once, behind the steps that it counts."""
+
+    def __init__(self, steps, action):
+        super().__init__()
+        self.left, self.action = steps, action
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if not self.left:
+            self.action()
+
+
+def fail():
+    raise Interrupted
+
+
+def program(folder, steps=10**6, action=fail):
+    """Two calls of `fit` of one program, interrupted behind so many steps; what they gave."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(3)
+    with make_strategy("mirrored", 2).scope():
+        layers = [keras.layers.Dense(8), keras.layers.Dropout(0.2), keras.layers.Dense(1)]
+        model = keras.Sequential([keras.Input((4,)), *layers])
+        model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
+    trainer = Trainer(model, run_dir=folder)
+    stopping = keras.callbacks.EarlyStopping("val_loss", patience=1, restore_best_weights=True)
+    after = After(steps, action)
+    data = {"validation_data": (X[:20], Y[:20]), **SMALL}
+    first = trainer.fit(X, Y, epochs=2, callbacks=[after], **data)
+    second = trainer.fit(X, Y, epochs=4, callbacks=[stopping, after], seed=5, **data)
+    steps = trainer.progress.step
+    return model.get_weights(), (first.history, second.history), stopping.best, steps, after.left
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return program(tmp_path_factory.mktemp("undisturbed"))
+
+
+def check_same(found, undisturbed):
+    for own, expected in zip(found[0], undisturbed[0], strict=True):
+        np.testing.assert_array_equal(own, expected)
+    assert found[1:4] == undisturbed[1:4]
+
+
+@pytest.mark.parametrize("steps", [2, 16, 31])
+def test_program_interrupted_anywhere_ends_with_the_same_bits(tmp_path, undisturbed, steps):
+    with pytest.raises(Interrupted):
+        program(tmp_path, steps)
+    check_same(program(tmp_path), undisturbed)
+
+
+def test_calls_that_had_ended_take_no_step(tmp_path, undisturbed):
+    program(tmp_path)
+    found = program(tmp_path, steps=100)
+    check_same(found, undisturbed)
+    assert found[4] == 100  # the callback was not called
+    assert [len(os.listdir(tmp_path / "fits" / n / "checkpoints")) for n in "12"] == [2, 2]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 143), (signal.SIGINT, 130)])
+def test_signal_saves_at_this_step_and_leaves(tmp_path, undisturbed, number, code):
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as left:
+        program(tmp_path, 5, lambda: os.kill(os.getpid(), number))
+    assert left.value.code == code
+    assert signal.getsignal(number) is before
+    # The step under way when the signal came, and the one in whose votes it was heard.
+    assert Checkpoints(tmp_path / "fits" / "1" / "checkpoints").steps() == [3, 6]
+    check_same(program(tmp_path), undisturbed)
+
+
+def test_signal_that_the_program_handles_itself_is_left_to_it(tmp_path):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        program(tmp_path, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+
+
+def test_nothing_is_saved_where_nobody_asked_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program("")
+    assert not os.listdir(tmp_path)
+
+
+def test_more_epochs_than_before_go_on(tmp_path):
+    def trained(*epochs, folder=""):
+        keras.utils.set_random_seed(3)
+        with make_strategy("onedevice").scope():
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+            model.compile(keras.optimizers.Adam(0.01), "mse")
+        history = Trainer(model, run_dir=folder).fit(X, Y, epochs=epochs[0], **SMALL)
+        return model.get_weights(), history.history
+
+    trained(2, folder=tmp_path)
+    weights, history = trained(4, folder=tmp_path)
+    expected, whole = trained(4)
+    assert history == whole
+    np.testing.assert_array_equal(weights[0], expected[0])
+
+
+def test_another_model_is_refused(tmp_path):
+    program(tmp_path)
+    with make_strategy("mirrored", 2).scope():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        model.compile("adam", "mse")
+    with pytest.raises(ValueError, match="must be of the same model"):
+        Trainer(model, run_dir=tmp_path).fit(X, Y, epochs=2, **SMALL)
+
+
+@pytest.mark.parametrize("kind", ["python", "random"])
+def test_data_that_are_drawn_anew_are_warned_of_within_an_epoch(tmp_path, caplog, kind):
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(10)
+    if kind == "python":
+        data = data.map(
+            lambda x, y: (tf.ensure_shape(tf.numpy_function(abs, [x], tf.float32), x.shape), y)
+        )
+    elif kind == "random":
+        data = data.map(lambda x, y: (x + tf.random.uniform([]), y))
+
+    def trained(steps):
+        with make_strategy("onedevice").scope():
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+            model.compile("adam", "mse")
+        arguments = {"steps_per_execution": 1, "save_every_steps": 3, "verbose": 0}
+        Trainer(model, run_dir=tmp_path).fit(data, callbacks=[After(steps, fail)], **arguments)
+
+    with pytest.raises(Interrupted):
+        trained(5)
+    assert "drawn anew" not in caplog.text
+    trained(100)
+    assert "drawn anew; those of this epoch's first 3 steps are left out" in caplog.text
