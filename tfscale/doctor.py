@@ -269,14 +269,15 @@ def _check_checkpoints(run_dir):
             f"{folder.path}, which has neither config.json nor checkpoints. Folders of runs are "
             "in runs/. To check a folder before a job, add --workers=N or --config.x.y=VALUE."
         )
-    num_damaged = 0
-    if folder.config.exists() or folder.checkpoints.directory.is_dir() or not fits:
-        lines, num_damaged = report(folder.checkpoints)
-        print("\n".join(lines))
-    for directory in fits:
-        lines, num_more = report(checkpoint_lib.Checkpoints(directory))
-        print("\n".join([f"\nfit {directory.parent.name}", *lines]))
+    named = {f"fit {path.parent.name}": checkpoint_lib.Checkpoints(path) for path in fits}
+    if not fits or folder.checkpoints.directory.is_dir():
+        named = {"": folder.checkpoints, **named}
+    blocks, num_damaged = [], 0
+    for name, checkpoints in named.items():
+        lines, num_more = report(checkpoints)
+        blocks.append("\n".join([name, *lines] if name else lines))
         num_damaged += num_more
+    print("\n\n".join(blocks))
     return 1 if num_damaged else 0
 
 
