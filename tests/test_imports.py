@@ -22,7 +22,7 @@ ROOMS = (
     {"data", "models", "optimizers", "monitor"},
     {"training", "parallel", "search"},
     {"config_files", "lending"},
-    {"command_line", "run_folder"},
+    {"command_line", "run_folder", "script_folder"},
     {"experiment"},
     {"scoring"},
     {*COMMANDS, "run_script", "__main__"},

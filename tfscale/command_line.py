@@ -311,5 +311,5 @@ def _help(usage, values, with_config):
             for field in dataclasses.fields(holder):
                 value = getattr(holder, field.name)
                 shown = "" if value in ("", None, (), {}) else f"  [{value}]"
-                lines.append(f"    {field.name:<22}{field.metadata['help']}{shown}")
+                lines.append(f"    {field.name:<26}{field.metadata['help']}{shown}")
     return "\n".join(lines)

@@ -208,6 +208,7 @@ def _train(values, cluster):
         deterministic=values.deterministic,
         start_timeout_seconds=values.start_timeout_seconds,
     )
+    run.save_when_told_to_leave()
     is_chief = run.trainer.is_chief
     if values.dry_run:
         lines = run.dry_run()

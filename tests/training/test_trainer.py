@@ -162,6 +162,64 @@ def test_a_run_cut_off_in_an_epoch_goes_on_at_its_step(strategy, tmp_path):
     np.testing.assert_allclose(history.history["mae"], expected.history["mae"], rtol=1e-6)
 
 
+def test_callbacks_begin_an_epoch_once_where_a_run_goes_on_within_it(tmp_path):
+    class Begun(keras.callbacks.Callback):
+        epochs = ()
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.epochs = [*self.epochs, epoch]
+
+        def get_state(self):
+            return self.epochs
+
+        def set_state(self, state):
+            self.epochs = state
+
+    class CutOff(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.model.optimizer.iterations.numpy() >= 17:
+                raise InterruptedError
+
+    def fit(own=(), **saving):
+        trainer, begun = linear_trainer(), Begun()
+        slower = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.5 * rate)
+        arguments = {"global_batch_size": 10, "epochs": 3, "steps_per_execution": 2, "verbose": 0}
+        trainer.fit(X, Y, callbacks=[begun, slower, *own], **arguments, **saving)
+        return trainer.model, begun
+
+    expected, begun = fit()
+    checkpoints = checkpoint_lib.Checkpoints(tmp_path)
+    saving = {"checkpoints": checkpoints, "save_every_steps": 4}
+    with pytest.raises(InterruptedError):
+        fit([CutOff()], **saving)
+    saved = checkpoint_lib.read(checkpoints.path(checkpoints.newest()))
+    resumed, begun_again = fit(resume_from=saved, **saving)
+    assert begun_again.epochs == begun.epochs == [0, 1, 2]
+    for mine, theirs in zip(resumed.weights, expected.weights, strict=True):
+        np.testing.assert_allclose(mine.numpy(), theirs.numpy(), atol=1e-7)
+
+
+def test_a_run_that_early_stopping_had_ended_does_not_go_on(tmp_path):
+    checkpoints = checkpoint_lib.Checkpoints(tmp_path)
+    arguments = {"epochs": 5, "global_batch_size": 10, "verbose": 0}
+
+    def fit(resume_from=None):
+        stopping = keras.callbacks.EarlyStopping("loss", patience=0, min_delta=1e9)
+        return linear_trainer().fit(
+            X,
+            Y,
+            callbacks=[stopping],
+            checkpoints=checkpoints,
+            resume_from=resume_from,
+            **arguments,
+        )
+
+    ended = fit()
+    assert ended.epoch == [0, 1]
+    saved = checkpoint_lib.read(checkpoints.path(checkpoints.newest()))
+    assert fit(saved).epoch == [0, 1]
+
+
 def test_two_replicas_go_on_with_what_one_device_saved(tmp_path):
     checkpoints = checkpoint_lib.Checkpoints(tmp_path)
     arguments = {"global_batch_size": 10, "verbose": 0}

@@ -34,6 +34,7 @@ class FitRun:
         logs: the numbers of the last epoch, or None.
         is_finished: all of it is done, `on_train_end` included.
         restore_random: puts back the random states of an earlier life, once; or None.
+        epoch_is_begun: callbacks have been told of the epoch to go on within.
     """
 
     data: Batches
@@ -54,6 +55,7 @@ class FitRun:
     logs: dict | None = None
     is_finished: bool = False
     restore_random: Callable | None = None
+    epoch_is_begun: bool = False
 
     def __post_init__(self):
         self.steps_per_epoch = self.data.steps_per_epoch

@@ -94,7 +94,9 @@ class Loop(scorer.Scorer):
     def _fit_epoch(self, run):
         """One epoch. The order is kept: stop? k steps, numbers, callbacks, checkpoint, done?"""
         at = self.progress
-        run.callbacks.on_epoch_begin(at.epoch)
+        if not run.epoch_is_begun:
+            run.callbacks.on_epoch_begin(at.epoch)
+        run.epoch_is_begun = False
         if at.position == 0:
             self._functions.reset_metrics()
         iterator = run.iterator(self.shard, at)

@@ -85,7 +85,14 @@ def go_on_from(loop, run, saved):
         ValueError: if it is of another model, or of other data and within an epoch.
     """
     facts, at = saved.facts, loop.progress
+    if facts["progress"]["position"]:
+        # What callbacks do at its begin was done before the checkpoint, which undoes it here.
+        run.callbacks.on_epoch_begin(facts["progress"]["epoch"])
+        run.epoch_is_begun = True
     _take_over(loop, run, saved)
+    # EarlyStopping may have had its last word; of numbered calls of `fit`, any callback.
+    was_stopped = run.saver.saves_end and facts.get("stopped", False)
+    run.stopped = bool(loop.model.stop_training) or was_stopped
     run.go_on_from(facts, at.position)
     run.health.go_on_from(facts.get("health", {}), saved.step)
     if not run.data.same_order(loop.shard, facts["num_workers"]):
