@@ -36,14 +36,21 @@ class ScriptFolder:
             The seed.
 
         Raises:
-            ValueError: if the folder is that of another script, or has another seed.
+            ValueError: if the folder is that of another script, has another seed, or cannot be
+                written.
         """
         before = self._read()
         if before is None:
             seed = secrets.randbelow(MAX_SEED + 1) if seed is None else seed
-            self.path.mkdir(parents=True, exist_ok=True)
             content = {"target": list(target), "seed": seed}
-            checkpoint_lib.write_whole(self.launch, json.dumps(content, indent=2) + "\n")
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                checkpoint_lib.write_whole(self.launch, json.dumps(content, indent=2) + "\n")
+            except OSError as error:
+                raise ValueError(
+                    "--run_dir must be a folder that can be written. "
+                    f"Received: {self.path} ({error.strerror}). Name another folder."
+                ) from None
             return seed
         if _name(before["target"]) != _name(target):
             raise ValueError(

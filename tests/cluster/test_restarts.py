@@ -35,6 +35,12 @@ def test_none_are_none_at_all():
     assert Restarts(0, Clock()).pause_after(ASKED) is None
 
 
+def test_what_would_fail_again_is_not_started_again():
+    restarts, full = Restarts(2, Clock()), Outcome("failed", 1, began=True, comes_again=True)
+    assert restarts.pause_after(full) is None
+    assert "would fail again" in restarts.words(full, None)
+
+
 def test_what_happened_an_hour_ago_no_longer_counts():
     clock = Clock()
     restarts = Restarts(2, clock)

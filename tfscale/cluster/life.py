@@ -38,6 +38,7 @@ class Outcome:
         report: what a user is told; "" for "done".
         ranks: of the workers that were the cause.
         began: whether any worker said that it trains.
+        comes_again: whether another life would fail as this one, such as on a full disk.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Outcome:
     report: str = ""
     ranks: tuple[int, ...] = ()
     began: bool = False
+    comes_again: bool = False
 
 
 class Life:
@@ -239,4 +241,4 @@ class Life:
         if cause.asks_for_restart:
             return Outcome("restart", cause.exit_code, report, (cause.rank,), began)
         code = cause.exit_code or next(e.exit_code for e in ends if e.is_failure)
-        return Outcome("failed", code, report, (cause.rank,), began)
+        return Outcome("failed", code, report, (cause.rank,), began, cause.cannot_save)

@@ -33,13 +33,14 @@ class Restarts:
     def pause_after(self, outcome: Outcome) -> float | None:
         """Return the seconds until the next life; None if there is none.
 
-        A worker that asks for a restart, with exit code 143, does not use up a restart.
+        A worker that asks for a restart, with exit code 143, does not use up a restart. A failure
+        that would come again is not followed by one.
         """
         now = self._clock()
         recent = now - WINDOW_SECONDS
         self._all = [moment for moment in self._all if moment > recent]
         self._failures = [moment for moment in self._failures if moment > recent]
-        if self._max_restarts == 0:
+        if self._max_restarts == 0 or outcome.comes_again:
             return None
         if outcome.kind == "failed":
             if len(self._failures) >= self._max_restarts:
@@ -52,6 +53,8 @@ class Restarts:
         self, outcome: Outcome, pause: float | None, starting: str = "all workers start"
     ) -> str:
         """Say what `pause_after` has decided; `starting` begins with who starts."""
+        if pause is None and outcome.comes_again:
+            return "nothing starts again: it would fail again at its next checkpoint."
         if pause is None:
             return (
                 f"gave up after {len(self._failures)} restarts within an hour, which is what "

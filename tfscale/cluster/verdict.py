@@ -21,6 +21,8 @@ _PEER_IS_GONE = re.compile(
     r"|ConnectionResetError|ConnectionRefusedError|EOFError|Collective ops is aborted"
     r"|workers must meet within"
 )
+# The error of a disk that takes no checkpoint, as `saver` and the command line say it.
+_CANNOT_SAVE = re.compile(r"could not write the checkpoint|The disk must have room for the run")
 _NUM_SHOWN = 10
 
 
@@ -69,6 +71,12 @@ class End:
         error = self._error_lines()
         said = error if error and self.code == 1 else self.lines[-_NUM_SHOWN:]
         return any(_PEER_IS_GONE.search(line) for line in said)
+
+    @property
+    def cannot_save(self) -> bool:
+        """Whether it says that it failed because the disk takes no checkpoint."""
+        said = self._error_lines() or self.lines[-_NUM_SHOWN:]
+        return self.code == 1 and any(_CANNOT_SAVE.search(line) for line in said)
 
     def reason(self) -> str:
         """Return the signal or exit code, the exception if there was one, and the step."""

@@ -85,6 +85,7 @@ class Checkpoints:
             )
         self.directory = pathlib.Path(directory)
         self.keep_last, self.keep_best, self.best_mode = keep_last, keep_best, best_mode
+        self._is_made = False
 
     def steps(self):
         """Return the steps that have a checkpoint, in order, whole or not."""
@@ -111,13 +112,16 @@ class Checkpoints:
             also_keep: steps whose checkpoints stay however old they are.
 
         Raises:
-            OSError: if the disk is full or not writable; earlier checkpoints stay as they are.
+            OSError: if the disk is full, not writable or gone; earlier checkpoints stay as they
+                are.
         """
         final = self.path(checkpoint.step)
         beside, replaced = _with_end(final, _WRITING), _with_end(final, _REPLACED)
         if beside.exists():
             shutil.rmtree(beside)
-        beside.mkdir(parents=True)
+        # A folder that is gone, as when a disk is taken away, is not made again somewhere else.
+        beside.mkdir(parents=not self._is_made)
+        self._is_made = True
         try:
             checkpoint_files.write(beside, checkpoint.step, checkpoint.arrays, checkpoint.facts)
         except BaseException:
