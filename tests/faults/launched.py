@@ -26,16 +26,18 @@ class Launched:
         folder: what the script leaves; its run folder is `folder / "run"` unless said otherwise.
         process: the launcher.
         run_dir: its --run_dir.
+        log: what it says.
     """
 
     folder: pathlib.Path
     process: subprocess.Popen
     run_dir: pathlib.Path
+    log: pathlib.Path
 
     @property
     def told(self):
         """All that the launcher has said so far, its workers' lines included."""
-        return (self.folder / "told").read_text(errors="replace")
+        return self.log.read_text(errors="replace")
 
     def finish(self, timeout_seconds=_TIMEOUT_SECONDS):
         """Wait for the end; return the exit code. Nothing of the run may be left."""
@@ -104,16 +106,21 @@ def launch(folder, *flags, workers=2, fault=None, run_dir=None, script=SCRIPT, *
     return start(command, folder, run_dir, FAULT=json.dumps(fault or {}), **environ)
 
 
-def start(command, folder, run_dir, **environ):
-    """Start a command as a `Launched`."""
+def start(command, folder, run_dir, log="told", **environ):
+    """Start a command as a `Launched`, whose words go into a new file in its folder."""
     folder.mkdir(exist_ok=True)
+    log = folder / log
+    number = 1
+    while log.exists():
+        number += 1
+        log = folder / f"{log.stem}.{number}"
     around = {
         **os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2",
         "FAULTS_FOLDER": str(folder), **environ,
     }  # fmt: skip
-    with open(folder / "told", "ab") as told:
+    with open(log, "wb") as told:
         process = subprocess.Popen(command, env=around, stdout=told, stderr=subprocess.STDOUT)
-    return Launched(folder, process, run_dir)
+    return Launched(folder, process, run_dir, log)
 
 
 def check_equal(run, undisturbed, workers=2):

@@ -1,8 +1,8 @@
 """A Keras script that a fault strikes, once, at the moment and on the worker that FAULT names.
 
 FAULT is JSON: `{"fault": ..., "moment": ..., "rank": ...}`, or `{}` for none. It acts in the
-first life alone. The chief leaves `weights.npz` in the folder that it is given, every worker
-`history-RANK.json`.
+first life alone. In the lives that ABSENT lists, the second place's worker ends at once. The chief
+leaves `weights.npz` in the folder that it is given, every worker `history-RANK.json`.
 """
 
 import json
@@ -20,11 +20,14 @@ import tensorflow as tf
 FAULT = json.loads(os.environ.get("FAULT", "{}"))
 RANK = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 FIRST_LIFE = os.environ["TFSCALE_LIFE"] == "1"
+ABSENT = os.environ.get("ABSENT", "").split(",")
 OUT = pathlib.Path(sys.argv[1])
 DROPOUT = float(os.environ.get("DROPOUT", "0.2"))
 STEP_SECONDS = float(os.environ.get("STEP_SECONDS", "0"))
+EPOCHS = int(os.environ.get("EPOCHS", "4"))
 STEPS_A_EPOCH = 12
-AT = {"step": 2 * STEPS_A_EPOCH + 17, "evaluation": 5, "epochs": 4, "write": 7}  # which of them
+# Which of them.
+AT = {"step": 2 * STEPS_A_EPOCH + 17, "evaluation": 5, "epochs": 4, "write": 7, "rename": 5}
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 PATIENCE_SECONDS = 30
 
@@ -156,8 +159,9 @@ def watch_writes():
         threading.Thread(target=wait, daemon=True).start()
 
 
+if os.environ["TFSCALE_LOCAL_PLACE"] == "1" and os.environ["TFSCALE_LIFE"] in ABSENT:
+    sys.exit(1)
 if FIRST_LIFE and FAULT.get("moment") in ("write", "rename"):
-    AT["rename"] = 5
     watch_writes()
 if fate.reach("start") and MINE:
     fate.strike("error")
@@ -179,7 +183,7 @@ model.compile(keras.optimizers.Adam(0.01), **compiled, jit_compile=False)
 stopping = keras.callbacks.EarlyStopping("val_loss", patience=9, restore_best_weights=True)
 log = keras.callbacks.CSVLogger(str(OUT / "epochs.csv"))
 second = model.fit(
-    Data(x, y, 16), epochs=4, validation_data=Data(x[:64], y[:64], 16), verbose=0,
+    Data(x, y, 16), epochs=EPOCHS, validation_data=Data(x[:64], y[:64], 16), verbose=0,
     callbacks=[stopping, log, Watch()],
 )  # fmt: skip
 numbers = {"first": first.history, "second": second.history}
