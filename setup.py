@@ -56,6 +56,7 @@ setup(
             "psutil>=7,<8",
             "pytest>=9,<10",
             "pytest-timeout>=2.4,<3",
+            "pytest-xdist>=3.8,<4",
             "ruff>=0.17,<0.18",
         ],
     },
