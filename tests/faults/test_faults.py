@@ -9,6 +9,7 @@ import re
 import launched
 import pytest
 
+pytestmark = pytest.mark.workers
 QUICK = "--hang_timeout_seconds=6"  # finds a stopped worker before TensorFlow's heartbeat does
 REPORTS = {
     "kill": r"worker {rank} failed first: signal SIGKILL",
@@ -51,21 +52,6 @@ def name_of(case):
     return "-".join(str(part) for part in case[:4])
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """Return a function from a number of workers to a run of theirs without a fault."""
-    runs = {}
-
-    def run(workers):
-        if workers not in runs:
-            folder = tmp_path_factory.mktemp("faults") / f"undisturbed-{workers}"
-            runs[workers] = launched.launch(folder, workers=workers)
-            assert runs[workers].finish() == 0, runs[workers].told
-        return runs[workers]
-
-    return run
-
-
 def strike_at_import(run, fault, rank):
     """Strike from outside while TensorFlow is imported, before there is a strategy."""
     pid = launched.wait_for(lambda: run.worker(rank))
@@ -98,7 +84,6 @@ def check_case(tmp_path, undisturbed, fault, moment, rank, workers, *flags):
     launched.check_equal(run, expected, workers)
 
 
-@pytest.mark.workers
 @pytest.mark.parametrize("case", CHOSEN, ids=name_of)
 def test_a_fault_costs_no_bit(tmp_path, undisturbed, case):
     check_case(tmp_path, undisturbed, *case)

@@ -36,16 +36,14 @@ def check_losses(run, undisturbed):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+@pytest.fixture
+def plain(undisturbed):
     """An undisturbed run on two workers, without what depends on their number."""
-    folder = tmp_path_factory.mktemp("leaving") / "plain"
-    return finish(launched.launch(folder, **{**PLAIN, "STEP_SECONDS": "0"}))
+    return undisturbed(DROPOUT="0")
 
 
-def test_the_same_command_goes_on_after_any_signal(tmp_path):
+def test_the_same_command_goes_on_after_any_signal(tmp_path, undisturbed):
     """First SIGTERM, then Ctrl-C, then SIGTERM twice, within a step that takes long."""
-    undisturbed = finish(launched.launch(tmp_path / "undisturbed"))
     folder = tmp_path / "run"
     stop(launched.launch(folder, **SLOW), signal.SIGTERM, 5, 1, 143)
     stop(launched.launch(folder, **SLOW), signal.SIGINT, 15, 2, 130)
@@ -64,7 +62,7 @@ def test_the_same_command_goes_on_after_any_signal(tmp_path):
     assert "saved at step" not in run.told
     run = finish(launched.launch(folder))
     assert "fit 1 had ended" in run.told and "fit 2 goes on" in run.told
-    launched.check_equal(run, undisturbed)
+    launched.check_equal(run, undisturbed())
 
 
 @pytest.mark.timeout(400)

@@ -11,6 +11,7 @@ import time
 import launched
 import pytest
 
+pytestmark = pytest.mark.workers
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 FLAGS = [
     *("--deterministic", "--seed=1", "--max_restarts=3", "--start_timeout_seconds=60"),
@@ -23,7 +24,7 @@ def ip(*words):
 
 
 @pytest.fixture
-def rooms(request):
+def rooms():
     """Names of two network namespaces with a cable between them."""
     if shutil.which("ip") is None or os.getuid():
         pytest.skip("network namespaces need root and iproute2")
@@ -78,7 +79,6 @@ def end(tasks, folder):
     return codes, [task.told for task in tasks]
 
 
-@pytest.mark.workers
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("seconds", "lives"),
@@ -87,9 +87,9 @@ def end(tasks, folder):
         (25, 2),  # longer than TensorFlow's heartbeat
     ],
 )
-def test_a_cable_that_was_pulled_out_and_put_back_costs_no_bit(rooms, tmp_path, seconds, lives):
-    undisturbed = launched.launch(tmp_path / "undisturbed")
-    assert undisturbed.finish() == 0, undisturbed.told
+def test_a_cable_that_was_pulled_out_and_put_back_costs_no_bit(
+    rooms, tmp_path, undisturbed, seconds, lives
+):
     folder = tmp_path / "run"
     tasks = start(rooms, folder)
     try:
@@ -105,4 +105,4 @@ def test_a_cable_that_was_pulled_out_and_put_back_costs_no_bit(rooms, tmp_path, 
         assert (f"life 2 of worker {rank}" in log) == (lives > 1)
         if lives > 1:
             assert f"tfscale: worker {rank} lost a peer, or did not meet it" in told[rank]
-    launched.check_equal(tasks[0], undisturbed)
+    launched.check_equal(tasks[0], undisturbed())

@@ -15,6 +15,7 @@ import time
 import launched
 import pytest
 
+pytestmark = [pytest.mark.workers, pytest.mark.faults]
 NUM_FAULTS = 20
 EPOCHS = "60"
 LONGEST_SECONDS = 30.0  # between two faults: some come while the workers start
@@ -41,9 +42,8 @@ def living_workers(run):
     return found
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(5400)
-def test_twenty_random_faults_in_one_run_cost_no_bit(tmp_path, capsys):
+def test_twenty_random_faults_in_one_run_cost_no_bit(tmp_path, undisturbed, capsys):
     seed = int(os.environ.get("TFSCALE_FAULTS_SEED") or secrets.randbelow(10**6))
     chance = random.Random(seed)
 
@@ -52,8 +52,7 @@ def test_twenty_random_faults_in_one_run_cost_no_bit(tmp_path, capsys):
             print(f"\n  {text}", end="", flush=True)
 
     say(f"seed {seed}")
-    undisturbed = launched.launch(tmp_path / "undisturbed", EPOCHS=EPOCHS)
-    assert undisturbed.finish(1200) == 0, undisturbed.told
+    expected = undisturbed(EPOCHS=EPOCHS)
     run = launched.launch(
         tmp_path / "run", "--max_restarts=99", *QUICK, EPOCHS=EPOCHS, STEP_SECONDS="0.1"
     )
@@ -78,7 +77,7 @@ def test_twenty_random_faults_in_one_run_cost_no_bit(tmp_path, capsys):
     say(f"{struck} faults")
     assert code == 0, run.told
     assert struck == NUM_FAULTS, f"it ended after {struck} faults: more EPOCHS are needed"
-    launched.check_equal(run, undisturbed)
+    launched.check_equal(run, expected)
 
 
 def start_fit(folder, *flags):
@@ -99,7 +98,6 @@ def strike_fit(run, step, rank, life, number):
     assert launched.strike(run.worker(rank, life), number)
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_fit_that_is_frozen_and_told_to_leave_costs_no_step_and_no_bit(tmp_path):
     undisturbed = start_fit(tmp_path / "undisturbed")
