@@ -479,7 +479,7 @@ def _on_two_workers(directory):
 
     class FlipsOneBit(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            if trainer.shard.worker == 1 and trainer.progress.step == 12:
+            if trainer.shard.worker == 1 and trainer.progress.step == 13:
                 [part] = strategy.experimental_local_results(trainer.model.layers[0].kernel.value)
                 value = part.numpy()
                 value.view("int32").reshape(-1)[2] ^= 1
