@@ -16,7 +16,7 @@ ACTIONS = ("stop", "skip", "rollback")
 _NUM_SHOWN = 16  # examples of a bad batch that a message lists
 
 
-class BadNumbers(ArithmeticError):
+class BadNumbers(ValueError):
     """Ends a run whose loss or weights have gone wrong, on all workers at the same step."""
 
 

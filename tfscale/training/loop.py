@@ -115,7 +115,10 @@ class Loop(scorer.Scorer):
             if taken or not logs:
                 logs = chosen
             if taken:
-                at.advance(taken, examples, time.perf_counter() - began)
+                if examples:
+                    at.advance(taken, examples, time.perf_counter() - began)
+                else:  # left out, which says nothing about the length of a step
+                    at.advance_to(taken)
                 pulse.beat(at.step, "train", at.epoch)
                 run.pace.measured(votes[1])
                 run.saver.hear(votes[2])

@@ -66,7 +66,7 @@ class Progress:
         self.is_traced = True
 
     def advance_to(self, position):
-        """Go to a position of this epoch whose steps another life took."""
+        """Go on by some positions of this epoch whose steps this life does not take."""
         self.position += position
         self.step += position
 
