@@ -188,6 +188,36 @@ class TestSkip:
         for mine, theirs in zip(*found, strict=True):
             np.testing.assert_allclose(mine, theirs, atol=1e-6)
 
+    @pytest.mark.parametrize("eagerly", [False, True])
+    def test_variables_that_no_model_holds_are_undone(self, eagerly):
+        """An optimizer, a running mean and a seed outside of the model."""
+        found = []
+        for x, y in ((OVERFLOWS, Y), (X[WITHOUT], Y[WITHOUT])):
+            strategy = make_strategy("onedevice" if eagerly else "mirrored", 0 if eagerly else 2)
+            keras.utils.set_random_seed(1)
+            with strategy.scope():
+                model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+                if eagerly:
+                    model.compile(run_eagerly=True)
+                optimizer = keras.optimizers.Adam(0.05)
+                mean = keras.Variable(0.0, trainable=False, aggregation="mean")
+
+            def step(model, data, optimizer=optimizer, mean=mean, eagerly=eagerly):
+                x, y = data
+                if not eagerly:  # the seed behind this belongs to one strategy of a process
+                    x += keras.random.normal((1, 4))
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean((model(x) - y) ** 2)
+                gradients = tape.gradient(loss, model.trainable_variables)
+                optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+                mean.assign(0.9 * mean + 0.1 * loss)
+                return {"loss": loss}
+
+            Trainer(model, step=step).fit(x, y, epochs=2, on_bad_loss="skip", **FIT)
+            found.append([*model.get_weights(), *(v.numpy() for v in (mean, *optimizer.variables))])
+        np.testing.assert_equal(*found)
+        assert len(found[0]) == 2 + 1 + 6 and all(np.isfinite(a).all() for a in found[0])
+
     def test_a_dataset_of_unknown_length_with_a_nan(self, caplog):
         bad = X.copy()
         bad[BAD * BATCH] = np.nan
