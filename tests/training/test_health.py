@@ -19,7 +19,7 @@ from tfscale.data.shards import Shard
 from tfscale.monitor import run_log
 from tfscale.strategy import make_strategy
 from tfscale.training import checkpoint as checkpoint_lib
-from tfscale.training import health, weight_sums
+from tfscale.training import health, progress, weight_sums
 from tfscale.training.checkpoint import Checkpoints
 from tfscale.training.trainer import Trainer
 
@@ -268,6 +268,19 @@ class TestSkip:
         with pytest.raises(health.BadNumbers, match="those before were at steps 3, 11"):
             fit("sgd", "onedevice", OVERFLOWS, Y, 3, on_bad_loss="skip", max_bad_steps=2)
         assert "bad step 2 of at most 2" in caplog.text
+
+
+def test_bad_steps_are_counted_over_all_lives():
+    data, at = batches.from_arrays(X, Y, global_batch_size=BATCH), progress.Progress(step=9)
+    first, later = health.Health("rollback"), health.Health("skip")
+    for position in range(3):
+        assert first.took(at, data, position + 1, bad=1, loss=math.inf)["action"] == "rollback"
+    later.go_on_from(json.loads(json.dumps(first.to_save())), step=5)
+    assert later.steps_until_due(at) == 1 and later.leaves_out(at)
+    event = later.took(at, data, 5, bad=1, loss=7.0)
+    assert (event["step"], event["position"], event["action"]) == (14, 4, "stop")
+    with pytest.raises(health.BadNumbers, match="steps 10, 11, 12.*last checkpoint is of step 5"):
+        later.act(event, is_chief=True)
 
 
 class TestStop:
