@@ -18,6 +18,7 @@ import zipfile
 from pathlib import Path
 
 _OWN_FILES = (__file__, "<frozen runpy>")
+_LOOP = os.path.join("tfscale", "training", "loop.py")
 
 
 def main(argv):
@@ -44,7 +45,7 @@ def main(argv):
     try:
         _run(target)
     except SystemExit as request:
-        if request.code in (None, 0):
+        if request.code in (None, 0) and not _came_out_of_fit(request):
             ended_well.append(True)
         raise
     except BaseException as error:
@@ -135,6 +136,19 @@ def _save_fits(settings, seed, strategy_lib, strategy):
         )
     fits.begin_script(fits.Fits(folder.fits, **settings["save"]))
     preemption.listen()
+
+
+def _came_out_of_fit(request):
+    """Say whether a `sys.exit` broke off a call of `fit`, in which the others wait for this one.
+
+    They must lose it then, as they lose one that is killed; at the end it would wait for them.
+    """
+    traceback = request.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename.endswith(_LOOP):
+            return True
+        traceback = traceback.tb_next
+    return False
 
 
 def _leave(strategy_lib, strategy, ended_well):

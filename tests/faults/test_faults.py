@@ -38,14 +38,14 @@ CHOSEN = [  # fault, moment, rank, workers, flags
     ("error", "evaluation", 0, 2),
     ("input", "evaluation", 1, 2),
     ("leave", "step", 0, 2),
-    ("exit", "epochs", 1, 2, QUICK),
+    ("exit", "epochs", 1, 2),
 ]
 MATRIX = [
     (fault, moment, rank, workers, *((QUICK,) if fault == "stop" else ()))
     for workers in (2, 3)
     for fault, moment, rank in itertools.product(FAULTS, MOMENTS, (0, workers - 1))
     if (fault, moment) != ("input", "start")  # no input yet
-]
+] + [("exit", "epochs", 0, 2)]
 
 
 def name_of(case):

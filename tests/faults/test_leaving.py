@@ -73,6 +73,7 @@ def test_on_two_then_one_then_three_workers_the_losses_are_the_same(tmp_path, pl
     check_losses(finish(launched.launch(folder, workers=3, DROPOUT="0")), plain)
 
 
+@pytest.mark.faults
 class TestElastic:
     @pytest.mark.timeout(400)
     def test_it_goes_on_with_one_and_takes_the_other_in_again(self, tmp_path, plain):
@@ -87,7 +88,6 @@ class TestElastic:
         assert "all workers start again in 2 s, as 2" in run.told
         check_losses(run, plain)
 
-    @pytest.mark.faults
     @pytest.mark.timeout(400)
     def test_from_two_to_three_and_without_one_of_them(self, tmp_path, plain):
         own = ["--min_workers=1", "--max_workers=3"]
