@@ -157,6 +157,50 @@ def test_accumulation_under_a_strategy_of_one_replica():
     np.testing.assert_allclose(alone, one, rtol=1e-5)
 
 
+class WrittenForStrategies(keras.Model):
+    """Divides by the global batch itself, as TensorFlow's tutorials do, which is 4 or its own."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.dense = keras.layers.Dense(1, kernel_regularizer="l2")
+        self.size = size
+
+    def call(self, x):
+        return self.dense(x)
+
+    def loss_of(self, data):
+        x, y = data
+        size = tf.shape(x)[0] if self.size == "own" else self.size
+        errors = tf.reduce_sum((self(x) - y) ** 2, axis=1)
+        loss = tf.nn.compute_average_loss(errors, global_batch_size=size)
+        return loss + tf.nn.scale_regularization_loss(tf.add_n(self.losses))
+
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss = self.loss_of(data)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"own": loss}
+
+    def test_step(self, data):
+        return {"own": self.loss_of(data)}
+
+
+@pytest.mark.parametrize("size", [4, None, "own"])
+def test_a_step_that_divides_by_the_global_batch_gives_the_numbers_of_one_device(size):
+    def run():
+        model = WrittenForStrategies(size)
+        model.compile(keras.optimizers.SGD(0.1))
+        arguments = {"batch_size": 4, "verbose": 0}
+        losses = model.fit(X[:12], Y[:12], epochs=2, **arguments).history["own"]
+        model.fit(X[:13], Y[:13], **arguments)  # a last batch of one
+        scores = model.evaluate(X[:12], Y[:12], return_dict=True, **arguments)
+        return [*losses, scores["own"], *model.get_weights()[0].flat]
+
+    one, two = on_both(run)
+    np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-7)
+
+
 def test_the_global_mean_in_a_loop_of_ones_own():
     strategy = make_strategy("mirrored", 2)
 

@@ -4,7 +4,8 @@ The rule inside a replica is: write the step as for one device. Each loss is a m
 replica's share; the share weighs by its count, and the weighted gradients are
 summed over all replicas *before* clipping and the optimizer's update.
 This module owns the private names that this needs: the reduction of Keras' TensorFlow optimizer
-and the functions in `keras.src.losses.loss` that scale by the number of replicas.
+and the functions in `keras.src.losses.loss` that scale by the number of replicas. It also owns
+what `tf.nn` offers for a step that divides by the global batch itself.
 """
 
 import contextlib
@@ -252,6 +253,7 @@ _keras_scaled_apply = keras.optimizers.LossScaleOptimizer.apply
 _keras_sum = keras.optimizers.Optimizer._all_reduce_sum_gradients
 _keras_update = keras.optimizers.Optimizer._backend_apply_gradients
 _keras_overwrite = keras.optimizers.Optimizer._overwrite_model_variables_with_average_value
+_average_loss, _scale_regularization = tf.nn.compute_average_loss, tf.nn.scale_regularization_loss
 # On an optimizer while it applies gradients: they are reduced, or it reduces them by itself.
 _SUMMED, _REDUCTION = "tfscale_gradients_are_summed", "tfscale_reduction"
 
@@ -331,6 +333,32 @@ def _local_divisor(sample_weight, mask, reduction, dtype):
     return None if mask is None else tf.reduce_sum(mask)
 
 
+@tf.autograph.experimental.do_not_convert
+@functools.wraps(_average_loss)
+def _average_of_share(per_example_loss, sample_weight=None, global_batch_size=None):
+    """A sum over the share, divided by the global batch, as what the share's weight makes of it.
+
+    A step written for strategies divides like that, and one device's divides the same sum.
+    """
+    share = getattr(_active, "share", None)
+    if share is None:
+        return _average_loss(per_example_loss, sample_weight, global_batch_size)
+    size = share.rows if global_batch_size is None else global_batch_size
+    loss = _average_loss(per_example_loss, sample_weight, size)
+    rows = tf.cast(share.rows, loss.dtype)
+    own = tf.cast(size, share.rows.dtype) == share.rows  # the size of the batch it was given
+    return loss * tf.where(own, tf.ones_like(loss), tf.cast(share.global_count, loss.dtype) / rows)
+
+
+@tf.autograph.experimental.do_not_convert
+@functools.wraps(_scale_regularization)
+def _regularization_of_share(regularization_loss):
+    """The whole of it: the weights of all shares together are 1."""
+    if getattr(_active, "share", None) is None:
+        return _scale_regularization(regularization_loss)
+    return tf.reduce_sum(regularization_loss)
+
+
 def _next_seed(self, ordered=True):
     """Every replica draws from a stream of its own; the state advances alike on all."""
     seed = _keras_next_seed(self, ordered)
@@ -343,7 +371,7 @@ def _next_seed(self, ordered=True):
 
 
 def _replacements():
-    """Each of Keras' functions that is replaced: its place, its name, its own and ours."""
+    """Each function that is replaced: its place, its name, the one that was there, and ours."""
     optimizer = keras.optimizers.Optimizer
     scaled = keras.optimizers.LossScaleOptimizer
     average = "_overwrite_model_variables_with_average_value"
@@ -351,6 +379,8 @@ def _replacements():
         (keras_loss, "scale_loss_for_distribution", _keras_scale, _scale),
         (keras_loss, "unscale_loss_for_distribution", _keras_unscale, _unscale),
         (keras_loss, "reduce_weighted_values", _keras_reduce, _reduce),
+        (tf.nn, "compute_average_loss", _average_loss, _average_of_share),
+        (tf.nn, "scale_regularization_loss", _scale_regularization, _regularization_of_share),
         (keras.random.SeedGenerator, "next", _keras_next_seed, _next_seed),
         (keras.metrics.Mean, "update_state", _keras_update_mean, _update_mean),
         (keras.metrics.Sum, "update_state", _keras_update_sum, _update_sum),
@@ -363,7 +393,7 @@ def _replacements():
 
 
 def install():
-    """Put the functions above in Keras' place; without an active share they do nothing.
+    """Put the functions above in place; without an active share they do nothing.
 
     An optimizer that accumulates on the only replica of a strategy is mended in any case.
     """
@@ -372,7 +402,7 @@ def install():
 
 
 def uninstall():
-    """Give Keras its own functions back; the next step on replicas takes them again."""
+    """Put back what was there; the next step on replicas takes the functions above again."""
     for place, name, own, _ in _replacements():
         setattr(place, name, own)
 
