@@ -7,12 +7,15 @@ import pytest
 from tfscale.script_folder import ScriptFolder
 
 
-def test_seed_of_the_first_life_stays(tmp_path):
+def test_seed_of_the_first_life_stays(tmp_path, capsys):
     folder = ScriptFolder(tmp_path / "run")
     seed = folder.settle(["train.py", "--epochs=3"])
     assert 0 <= seed < 2**31
+    assert folder.settle(["elsewhere/train.py", "--epochs=3"]) == seed
+    assert not capsys.readouterr().err
     assert ScriptFolder(tmp_path / "run").settle(["train.py", "--epochs=9"]) == seed
     assert ScriptFolder(tmp_path / "run").settle(["elsewhere/train.py"], seed) == seed
+    assert "is of the arguments --epochs=3; calls of fit that had ended" in capsys.readouterr().err
     content = json.loads((tmp_path / "run" / "launch.json").read_text())
     assert content == {"target": ["train.py", "--epochs=3"], "seed": seed}
 

@@ -60,18 +60,19 @@ def parse(argv, usage, define, *, with_config=True):
     return values
 
 
-def define_supervision(values, max_restarts):
+def define_supervision(values, max_restarts, note=""):
     """Define the flags of `cluster.supervise`, for commands that start workers on this machine.
 
     Args:
         values: the `flags.FlagValues`.
         max_restarts: how often, by default, all workers are started again.
+        note: what else is to be said of that.
     """
     for name, default, text in (
         (
             "max_restarts",
             max_restarts,
-            "failures within an hour that restart the workers; in a cluster 0, unless given",
+            f"failures within an hour that restart the workers{note}; in a cluster 0, unless given",
         ),
         ("hang_timeout_seconds", 0, "restart when no step ends for so long; 0: wait"),
         ("grace_seconds", 60, "time for workers to save and leave after a signal"),
@@ -300,7 +301,7 @@ def _help(usage, values, with_config):
     own = own or [values[name] for name in values if name not in ("help", "helpfull")]
     for flag in own:
         default = "" if flag.default in (None, "", False, 0) else f"  [{flag.default}]"
-        lines.append(f"  --{flag.name:<24}{flag.help}{default}")
+        lines.append(f"  --{flag.name:<28}{flag.help}{default}")
     if with_config:
         lines += ["  --config=FILE             a .py file with get_config(), or .json", ""]
         lines.append("Configuration, set with --config.SECTION.FIELD=VALUE  [default]:")

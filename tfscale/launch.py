@@ -60,6 +60,12 @@ def _main(argv):
         "run_dir": os.path.abspath(values.run_dir) if values.run_dir else "",
         "save": _save(values),
         "deterministic": values.deterministic,
+        "health": {
+            "on_bad_loss": values.on_bad_loss,
+            "max_loss": values.max_loss,
+            "max_bad_steps": values.max_bad_steps,
+            "check_weights_every_steps": values.check_weights_every_steps,
+        },
     }
     if cluster.workers:
         _check_task(values, cluster)
@@ -116,7 +122,22 @@ def _define_flags(values):
         "local workers have a network with loopback only; false: that of this machine",
         flag_values=values,
     )
-    command_line.define_supervision(values, max_restarts=0)  # but with --run_dir
+    flags.DEFINE_enum(
+        "on_bad_loss",
+        "",
+        ["", "stop", "skip", "rollback"],
+        "what a step does whose loss or weights are not finite; empty: nobody looks",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "max_loss", None, "a step with a loss above it is bad, too", flag_values=values
+    )
+    for name, default, text in (
+        ("max_bad_steps", 3, "bad steps that a fit may skip or roll back; the next ends it"),
+        ("check_weights_every_steps", 0, "steps between comparisons of all weights; 0: never"),
+    ):
+        flags.DEFINE_integer(name, default, text, lower_bound=0, flag_values=values)
+    command_line.define_supervision(values, max_restarts=0, note=", with --run_dir 3")
 
 
 def _save(values):

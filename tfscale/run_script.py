@@ -26,9 +26,9 @@ def main(argv):
 
     Args:
         argv: the settings, a JSON object with `seed` (None: the chief chooses), `keras_fit`,
-            `start_timeout_seconds`, `private_network`, `deterministic`, `run_dir` ("" for none)
-            and `save` (what `training.fits.Fits` takes); then the script, or `-m` and a module;
-            then its arguments.
+            `start_timeout_seconds`, `private_network`, `deterministic`, `run_dir` ("" for none),
+            `save` (what `training.fits.Fits` takes) and `health` (what `enable_keras_fit`
+            takes); then the script, or `-m` and a module; then its arguments.
 
     Returns:
         The exit code: 0, 1 after an exception that the script did not catch, 2 for what cannot
@@ -94,7 +94,7 @@ def _prepare(settings, target, ended_well):
     if settings["keras_fit"]:
         from tfscale.training.keras_fit import enable_keras_fit
 
-        enable_keras_fit()
+        enable_keras_fit(**settings["health"])
     _accept_late_settings(strategy_lib.is_chief())
 
 

@@ -5,6 +5,7 @@ The launcher settles it, or in a cluster the chief. What is in a checkpoint is n
 
 import json
 import secrets
+import sys
 from pathlib import Path
 
 from tfscale.training import checkpoint as checkpoint_lib
@@ -57,6 +58,14 @@ class ScriptFolder:
                 "--run_dir must be a new folder, or that of the same script. Received: "
                 f"{self.path}, which is that of {_name(before['target'])}, with "
                 f"{_name(target)}. Name another folder."
+            )
+        if list(before["target"][1:]) != list(target[1:]):
+            print(
+                f"warning: {self.path} is of the arguments {' '.join(before['target'][1:])}; calls "
+                "of fit that had ended there are not trained again with others. Name another "
+                "folder with --run_dir to begin anew.",
+                file=sys.stderr,
+                flush=True,
             )
         if seed not in (None, before["seed"]):
             raise ValueError(

@@ -9,6 +9,8 @@ import pytest
 import tensorflow as tf
 
 from tfscale.strategy import make_strategy
+from tfscale.training import checkpoint as checkpoint_lib
+from tfscale.training import fits
 from tfscale.training.checkpoint import Checkpoints
 from tfscale.training.trainer import Trainer
 
@@ -38,8 +40,22 @@ def fail():
     raise Interrupted
 
 
+def begin_anew():
+    """Let this process be a new one, as far as the numbers of calls go."""
+    fits._of_folders.clear()
+
+
+def small_trainer(seed, **options):
+    keras.utils.set_random_seed(seed)
+    with make_strategy("onedevice").scope():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.Adam(0.01), "mse")
+    return Trainer(model, **options)
+
+
 def program(folder, steps=10**6, action=fail):
     """Two calls of `fit` of one program, interrupted behind so many steps; what they gave."""
+    begin_anew()
     keras.backend.clear_session()
     keras.utils.set_random_seed(3)
     with make_strategy("mirrored", 2).scope():
@@ -111,23 +127,80 @@ def test_nothing_is_saved_where_nobody_asked_for_it(tmp_path, monkeypatch):
 
 
 def test_more_epochs_than_before_go_on(tmp_path):
-    def trained(*epochs, folder=""):
-        keras.utils.set_random_seed(3)
-        with make_strategy("onedevice").scope():
-            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-            model.compile(keras.optimizers.Adam(0.01), "mse")
-        history = Trainer(model, run_dir=folder).fit(X, Y, epochs=epochs[0], **SMALL)
-        return model.get_weights(), history.history
+    small_trainer(3, run_dir=tmp_path).fit(X, Y, epochs=2, **SMALL)
+    begin_anew()
+    longer, whole = small_trainer(3, run_dir=tmp_path), small_trainer(3)
+    history = longer.fit(X, Y, epochs=4, **SMALL).history
+    assert history == whole.fit(X, Y, epochs=4, **SMALL).history
+    np.testing.assert_array_equal(longer.model.get_weights()[0], whole.model.get_weights()[0])
 
-    trained(2, folder=tmp_path)
-    weights, history = trained(4, folder=tmp_path)
-    expected, whole = trained(4)
-    assert history == whole
-    np.testing.assert_array_equal(weights[0], expected[0])
+
+def test_trainers_of_one_folder_count_together(tmp_path):
+    def losses():
+        begin_anew()
+        trainers = [small_trainer(seed, run_dir=tmp_path) for seed in (1, 2)]
+        return [trainer.fit(X, Y, **SMALL).history["loss"] for trainer in trainers]
+
+    first = losses()
+    assert first[0] != first[1]
+    assert losses() == first
+    assert sorted(os.listdir(tmp_path / "fits")) == ["1", "2"]
+
+
+def test_call_that_was_interrupted_keeps_its_number_in_this_process(tmp_path):
+    with pytest.raises(Interrupted):
+        small_trainer(3, run_dir=tmp_path).fit(X, Y, callbacks=[After(5, fail)], **SMALL)
+    again, whole = small_trainer(3, run_dir=tmp_path), small_trainer(3)
+    assert again.fit(X, Y, **SMALL).history == whole.fit(X, Y, **SMALL).history
+    assert os.listdir(tmp_path / "fits") == ["1"]
+
+
+def test_what_a_folder_has_goes_before_a_checkpoint_to_begin_with(tmp_path):
+    before = Checkpoints(tmp_path / "before")
+    small_trainer(3).fit(X, Y, checkpoints=before, **SMALL)
+    saved = checkpoint_lib.read(before.path(before.newest()))
+    histories = []
+    for _ in range(2):
+        begin_anew()
+        trainer = small_trainer(3, run_dir=tmp_path / "run")
+        history = trainer.fit(X, Y, epochs=2, resume_from=saved, **SMALL)
+        histories.append((history.epoch, history.history["loss"]))
+    assert histories[0] == histories[1]
+    assert Checkpoints(tmp_path / "run" / "fits" / "1" / "checkpoints").steps() == [15, 16]
+
+
+def test_signal_at_the_end_of_an_epoch_loses_no_best_checkpoint(tmp_path):
+    class AtEnd(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 0 and signals:
+                os.kill(os.getpid(), signals.pop())
+
+    arguments = {"epochs": 4, "callbacks": [AtEnd()], "global_batch_size": 10, "verbose": 0}
+    checkpoints = Checkpoints(tmp_path, keep_last=1, keep_best="loss", best_mode="max")  # the first
+    signals = [signal.SIGTERM]
+    with pytest.raises(SystemExit):
+        small_trainer(3).fit(X, Y, checkpoints=checkpoints, **arguments)
+    saved = checkpoint_lib.read(checkpoints.path(checkpoints.newest()))
+    small_trainer(3).fit(X, Y, checkpoints=checkpoints, resume_from=saved, **arguments)
+    assert checkpoints.steps() == [8, 32]
+
+
+def test_signal_behind_the_last_step_is_not_forgotten(tmp_path):
+    class AtEnd(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as left:
+        small_trainer(3, run_dir=tmp_path).fit(X, Y, callbacks=[AtEnd()], **SMALL)
+    assert left.value.code == 143
+    begin_anew()
+    history = small_trainer(3, run_dir=tmp_path).fit(X, Y, callbacks=[AtEnd()], **SMALL)
+    assert history.epoch == [0]  # nothing is trained, and nobody told
 
 
 def test_another_model_is_refused(tmp_path):
     program(tmp_path)
+    begin_anew()
     with make_strategy("mirrored", 2).scope():
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
         model.compile("adam", "mse")

@@ -80,7 +80,10 @@ def _kept_lines(path, first_step):
         for line in path.read_text().splitlines(keepends=True):
             if not line.endswith("\n"):
                 break  # The life before was killed in the middle of this line.
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # a disk's damage; the curve has a gap there
+                continue
             tested_again = record["step"] == first_step and "test" in record
             if record["step"] <= first_step and not tested_again:
                 kept.append(line)

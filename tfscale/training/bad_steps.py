@@ -84,7 +84,8 @@ def judge(report, numbers, bounds):
     found = {name: value for name, value in report.items() if name.endswith("loss")}
     for what, name in numbers:
         if what == _TOTAL:
-            value = tf.math.divide_no_nan(numbers[_TOTAL, name], numbers[_COUNT, name])
+            total, count = numbers[_TOTAL, name], numbers[_COUNT, name]
+            value = tf.where(count == 0, total, total / count)  # not finite where the total is not
             found.setdefault(name, value)
     losses = [found["loss"]] if "loss" in found else list(found.values())
     if not losses and bounds.max_loss != float("inf"):

@@ -120,7 +120,9 @@ class Checkpoints:
         if beside.exists():
             shutil.rmtree(beside)
         # A folder that is gone, as when a disk is taken away, is not made again somewhere else.
-        beside.mkdir(parents=not self._is_made)
+        if not self._is_made:
+            _make_lasting(self.directory)
+        beside.mkdir()
         self._is_made = True
         try:
             checkpoint_files.write(beside, checkpoint.step, checkpoint.arrays, checkpoint.facts)
@@ -242,6 +244,14 @@ def _refusal(path, damage):
 
 def _with_end(path, end):
     return path.with_name(path.name + end)
+
+
+def _make_lasting(folder):
+    """Make a folder and those it is in, so that they last through a loss of power."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
 
 
 def _remove(path):

@@ -1,7 +1,8 @@
-"""The calls of `fit` of one script or trainer: each has checkpoints of its own, by its number.
+"""The calls of `fit` of one program: each has checkpoints of its own, by its number.
 
-When the script runs again, its first call finds the checkpoints of the first, and so on: a call
-that had ended returns its History with the weights it ended with, an interrupted one goes on.
+When the program runs again, its first call finds the checkpoints of the first, and so on: a call
+that had ended returns its History with the weights it ended with, an interrupted one goes on. An
+interrupted call that the same process makes again, as in a notebook, keeps its number.
 """
 
 from pathlib import Path
@@ -27,7 +28,7 @@ class Fits:
     """
 
     def __init__(self, folder, keep_last=2, **save_every):
-        self.folder, self.number = Path(folder), 0
+        self.folder, self.number, self._last = Path(folder), 0, None
         self._keep_last, self._save_every = keep_last, save_every
         self._open(0, save_every)  # refuses what is out of range
 
@@ -45,8 +46,10 @@ class Fits:
         Raises:
             ValueError: if a worker cannot read what the chief has chosen.
         """
-        self.number += 1
+        if self._last is None or self._last.has_ended:
+            self.number += 1
         checkpoints, saver = self._open(self.number, save_every or self._save_every)
+        self._last = saver
         is_chief = strategy_lib.shard_of(strategy).worker == 0
         saved = newest_of_all(strategy, checkpoints, is_chief)
         if saved is not None and is_chief:
@@ -112,7 +115,14 @@ def newest_of_all(strategy, checkpoints, is_chief, path=None):
     return saved
 
 
+_of_folders = {}  # in this process
 _script = {}  # the `Fits` of the script that this process runs
+
+
+def of_folder(folder):
+    """Return the `Fits` of a folder: all trainers of this process number their calls together."""
+    path = Path(folder).resolve()
+    return _of_folders.setdefault(path, Fits(path))
 
 
 def begin_script(fits):

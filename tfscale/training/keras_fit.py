@@ -16,6 +16,7 @@ from tfscale.cluster import environment
 from tfscale.strategy import is_seeded, set_seed
 from tfscale.training import callbacks as callbacks_lib
 from tfscale.training import fit_run, fits, keras_data, loop, pace, prepare, saving
+from tfscale.training import health as health_lib
 from tfscale.training import reduction as reduction_lib
 from tfscale.training import saver as saver_lib
 
@@ -23,11 +24,14 @@ SUPPORTED_KERAS = ("3.13", "3.14", "3.15")
 METHODS = ("fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "predict_on_batch")
 
 _keras_methods = {}
+_health = {}  # what `health.Health` takes, for each call of `fit`
 _LOOP = "tfscale_loop"  # on a model that came through this door, so that both go together
 _VALIDATING = "validating"  # on a loop: the `FitRun` whose validation is under way
 
 
-def enable_keras_fit():
+def enable_keras_fit(
+    *, on_bad_loss="", max_loss=None, max_bad_steps=3, check_weights_every_steps=0
+):
     """Make `keras.Model.fit` and its kin work, and right, on several replicas and workers.
 
     Call it once, before `fit`. From then on `fit`, `evaluate`, `predict`, `train_on_batch`,
@@ -40,10 +44,27 @@ def enable_keras_fit():
     In a cluster of several workers, a script that has set no seed gets one that is the same on
     all of them, so that an unseeded shuffle gives each the same order.
 
+    Args:
+        on_bad_loss: what a step does whose loss or weights are not finite: "stop", "skip",
+            "rollback", or "" to look at none, as for `Trainer.fit`.
+        max_loss: a step with a loss above it is bad too; None for no bound.
+        max_bad_steps: bad steps that each `fit` may have before the next ends it.
+        check_weights_every_steps: steps between two comparisons of all replicas' weights; 0 for
+            none.
+
     Raises:
+        ValueError: if an argument is unknown or out of range.
         RuntimeError: if the version of Keras is not one that this was tested with.
     """
     _check_version(keras.__version__)
+    health = {
+        "on_bad_loss": on_bad_loss,
+        "max_loss": max_loss,
+        "max_bad_steps": max_bad_steps,
+        "check_weights_every_steps": check_weights_every_steps,
+    }
+    health_lib.Health(**health)  # refuses what does not fit
+    _health.update(health)
     if _keras_methods:
         return
     for name in METHODS:
@@ -171,8 +192,11 @@ def _fit(
     saver, saved = saver_lib.Saver(), None
     if fits.of_script() is not None:
         saver, saved = fits.of_script().next(own.strategy, data.gives_same_again)
+    health = health_lib.Health(**_health)
+    health.check(saver, data)
     run = fit_run.FitRun(
         data=data,
+        health=health,
         epochs=epochs,
         saver=saver,
         pace=pace.Pace(_steps_per_execution(model) if watched else None),
@@ -267,6 +291,7 @@ def _on_batch(model, x, y, sample_weight, class_weight, return_dict, training):
     own = _loop_of(model)
     batch = keras_data.one_batch(x, y, sample_weight, class_weight)
     own.prepare(batch.element_spec, "train" if training else "test")
+    _check_alike(own, batch, "train_on_batch" if training else "test_on_batch")
     with own.strategy.scope():
         logs = own.step_on_batch(*batch.element(own.shard), training)
     return _as_returned(model, logs, return_dict)
@@ -277,8 +302,15 @@ def _predict_on_batch(model, x):
     own = _loop_of(model)
     batch = keras_data.one_batch(x)
     own.prepare(batch.element_spec, "predict")
+    _check_alike(own, batch, "predict_on_batch")
     with own.strategy.scope():
         return own.predict_on_batch(*batch.element(own.shard))
+
+
+def _check_alike(own, batch, method):
+    """Refuse, before anything is done with it, a batch that is another one on another worker."""
+    if own.shard.num_workers > 1:
+        own.check_alike(batch, batch.fingerprint(), method)
 
 
 def _as_returned(model, logs, return_dict):

@@ -80,7 +80,8 @@ class Loop(scorer.Scorer):
         if run.saver.saves_end:
             self._save(run)
         code = self._wait_for_all(run.saver)
-        if code and run.saver.saves_end:  # a script that has more to do
+        run.saver.has_ended = True
+        if code and run.saver.saves:
             raise preemption.Leaving(code)
 
     def take_one_step(self, data):
@@ -137,9 +138,11 @@ class Loop(scorer.Scorer):
         run.end_steps(at, exhausted=ended)
         run.logs, code = self._end_epoch(run, logs)
         at.begin_next_epoch()
+        is_last = at.epoch == run.epochs or run.stopped
+        is_due = run.saver.is_due_after_epoch(at, run.logs, is_last)
         if code:
             self._save_and_leave(run, code)
-        if run.saver.is_due_after_epoch(at, run.logs, at.epoch == run.epochs or run.stopped):
+        if is_due:
             self._save(run)
 
     def _save(self, run):

@@ -56,7 +56,11 @@ def heard_in_loop():
     """Inside, signals wait for the loop to act on them, as votes.
 
     In a process that does not listen, it does so inside of this, on the main thread alone; a
-    signal that somebody else has a handler for is left to that.
+    signal that somebody else has a handler for is left to that. One that came too late for the
+    loop ends the process when the loop is over.
+
+    Raises:
+        Leaving: for such a signal.
     """
     own = _heard.before is None and threading.current_thread() is threading.main_thread()
     before = {}
@@ -72,9 +76,12 @@ def heard_in_loop():
         _heard.num_loops -= 1
         for number, handler in before.items():
             signal.signal(number, handler)
+        code = _heard.code
         if own:
             _heard.code = 0
             pulse.promise_to_save(False)
+    if code and not _heard.num_loops:
+        raise Leaving(code)
 
 
 def vote():

@@ -63,7 +63,7 @@ def take_over_end(loop, run, saved):
     _take_over(loop, run, saved)
     random_state.restore(saved.facts["random"])
     loop.model.stop_training = saved.facts["stopped"]
-    run.is_finished = run.stopped = True
+    run.is_finished = run.stopped = run.saver.has_ended = True
 
 
 def before_callbacks(run, saved, is_chief):

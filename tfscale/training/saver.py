@@ -59,6 +59,7 @@ class Saver:
                 )
         self._checkpoints, self._is_chief = checkpoints, False
         self.saves_end = saves_end and checkpoints is not None
+        self.has_ended = False  # the call of `fit` is over
         self._steps, self._seconds = save_every_steps, save_every_seconds
         self._epochs = save_every_epochs or int(not save_every_steps and not save_every_seconds)
         self._name = checkpoints.keep_best if checkpoints else ""

@@ -30,8 +30,9 @@ class Trainer:
         jit_compile: compile the step with XLA: all of it on one replica, the forward and backward
             pass on several.
         run_dir: a folder that all workers see, in which each call of `fit` is saved, by its
-            number: when the program runs again, calls that had ended return their history at
-            once, and the one that was interrupted goes on. "" for none.
+            number, which all trainers of the program with this folder count together: when it
+            runs again, calls that had ended return their history at once, and the one that was
+            interrupted goes on. "" for none, or the one that `tfscale.launch` was given.
 
     Raises:
         ValueError: if the model has neither been compiled nor a step of its own.
@@ -45,7 +46,7 @@ class Trainer:
         self._loop = loop.Loop(model, step=step, reduction=reduction, jit_compile=jit_compile)
         self.strategy, self.shard = self._loop.strategy, self._loop.shard
         self.is_chief = self._loop.is_chief
-        self._fits = fits.Fits(Path(run_dir) / "fits") if run_dir else None
+        self._fits = fits.of_folder(Path(run_dir) / "fits") if run_dir else None
 
     @property
     def progress(self):
@@ -153,10 +154,11 @@ class Trainer:
             "save_every_epochs": save_every_epochs,
         }
         own_saver = saver.Saver(checkpoints, **save_every)
-        if self._fits is not None and checkpoints is None:
-            own_saver, saved = self._fits.next(self.strategy, data.gives_same_again, **save_every)
-            resume_from = resume_from or saved
-        own_health.check(own_saver, data)
+        numbered = self._fits or fits.of_script()
+        if numbered is not None and checkpoints is None:
+            own = save_every if any(save_every.values()) else {}
+            own_saver, saved = numbered.next(self.strategy, data.gives_same_again, **own)
+            resume_from = saved or resume_from
         run = fit_run.FitRun(
             data=data,
             health=own_health,
