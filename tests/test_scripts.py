@@ -240,9 +240,11 @@ class TestData:
             assert one != other
 
     def test_workers_that_read_different_data_are_all_told(self, run):
-        for message in run("different_data.py", 2).results:
-            assert "All workers must read the same batches" in message
-            assert "Received: other examples" in message and "one seed" in message
+        for said in run("different_data.py", 2).results:
+            for call, message in said.items():
+                assert "All workers must read the same batches" in message, call
+                assert "Received: other examples" in message and "one seed" in message, call
+            assert "in epoch 1." in said["fit"] and "in `evaluate`." in said["validation"]
 
 
 def test_a_loop_for_one_device_fails_with_the_way_out(tmp_path):

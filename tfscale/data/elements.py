@@ -88,10 +88,19 @@ def shares_of(whole, shard, policy, transform=None):
         share = transform(share) if transform else share
         if shard.num_workers == 1:
             return share, count
-        samples = rows.take_rows(_telling_parts(batch), sampled_positions(count))
-        return share, count, fingerprint(samples, count)
+        return share, count, fingerprint_of_batch(batch, count)
 
     return pipeline(whole, read)
+
+
+def fingerprint_of_batch(batch, count):
+    """Return the `fingerprint` of a global batch.
+
+    Args:
+        batch: `x`, or a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)`, of nested tensors.
+        count: examples in it, an int32 scalar of at least 1.
+    """
+    return fingerprint(rows.take_rows(_telling_parts(batch), sampled_positions(count)), count)
 
 
 def sampled_positions(count):
@@ -125,13 +134,14 @@ def tells_examples(spec):
     return any(p.shape.rank in (1, 2) for p in _parts(spec) if isinstance(p, tf.TensorSpec))
 
 
-def refuse_other_batches(data, shard, epoch):
+def refuse_other_batches(data, shard, epoch=None, method="fit"):
     """Refuse batches that differ between workers; where transforms may be the reason, warn once.
 
     Args:
         data: the `Batches`.
         shard: this worker, of several.
-        epoch: in which they were seen, from 0.
+        epoch: in which they were seen, from 0; or None.
+        method: what they were given to, where that is no epoch.
 
     Raises:
         ValueError: if the batches surely hold other examples.
@@ -142,18 +152,19 @@ def refuse_other_batches(data, shard, epoch):
         "python -m tfscale.launch does so by itself. A generator of NumPy needs a seed of its "
         "own: np.random.default_rng(1)."
     )
+    where = f"`{method}`" if epoch is None else f"epoch {epoch + 1}"
     if tells_examples(data.element_spec) or not data.has_state():
         raise ValueError(
             "All workers must read the same batches, of which each takes its share. Received: "
-            f"other examples on one of {shard.num_workers} workers, in epoch {epoch + 1}. {way_out}"
+            f"other examples on one of {shard.num_workers} workers, in {where}. {way_out}"
         )
     if shard.worker == 0:
         logging.log_first_n(
             logging.WARNING,
-            "Workers read batches with other values, in epoch %d. Random transforms of the same "
+            "Workers read batches with other values, in %s. Random transforms of the same "
             "examples do that, and are right; other examples do it too, and are not. %s",
             1,
-            epoch + 1,
+            where,
             way_out,
         )
 

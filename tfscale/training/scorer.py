@@ -102,7 +102,7 @@ class Scorer:
         self._functions.reset_metrics()
         dataset = data.epoch(self.shard)
         iterator, num_steps = iter(dataset), int(dataset.cardinality())
-        sums, position = {}, 0
+        sums, position, fingerprint = {}, 0, 0
         self.model.stop_evaluating = False
         while position != num_steps:
             k = steps_per_execution or 1024
@@ -111,6 +111,7 @@ class Scorer:
             taken = self._functions.test_steps(iterator, tf.constant(k), open_ended=num_steps < 0)
             steps, examples = int(taken["steps"]), int(taken["examples"])
             position += steps
+            fingerprint += int(taken.get("fingerprint", 0))
             pulse.beat(self.progress.step, "evaluate", self.progress.epoch)
             sums = self._added(sums, taken["reports"], examples)
             if steps and steps_per_execution:
@@ -118,6 +119,7 @@ class Scorer:
             if steps < k or self.model.stop_evaluating:
                 break
         logs = self._scores(sums)
+        self.check_alike(data, fingerprint, "evaluate", self.model.stop_evaluating)
         if position and not steps_per_execution:
             callbacks.on_test_batch_end(position - 1, logs)
         data.end_epoch()
@@ -148,21 +150,43 @@ class Scorer:
             steps_per_execution: batches between two calls of the callbacks.
         """
         callbacks = callbacks or keras.callbacks.CallbackList()
-        position, parts = 0, []
+        position, parts, fingerprint = 0, [], 0
         self.model.stop_predicting = False
         callbacks.on_predict_begin()
         batches = iter(data.epoch(self.shard))
         while group := list(itertools.islice(batches, steps_per_execution)):
             callbacks.on_predict_batch_begin(position)
             position += len(group)
+            fingerprint += sum(int(elements.fingerprint_of(batch) or 0) for batch in group)
             outputs = [self.predict_on_batch(*elements.with_count(batch)) for batch in group]
             parts.append(_joined(outputs))
             callbacks.on_predict_batch_end(position - 1, {"outputs": parts[-1]})
             if self.model.stop_predicting:
                 break
+        self.check_alike(data, fingerprint, "predict", self.model.stop_predicting)
         data.end_epoch()
         callbacks.on_predict_end()
         return _joined(parts)
+
+    def check_alike(self, data, fingerprint, method, ended_early=False):
+        """Refuse batches that differ between workers, each of which has to call this.
+
+        Args:
+            data: what they come from, for `elements.refuse_other_batches`.
+            fingerprint: theirs, or the sum of theirs, of this worker.
+            method: what they were given to.
+            ended_early: this worker stopped among them, so there is nothing to compare.
+
+        Raises:
+            ValueError: if the batches surely hold other examples.
+        """
+        if self.shard.num_workers == 1:
+            return
+        bits = fingerprint % 2**elements.FINGERPRINT_BITS
+        with self.strategy.scope():
+            total, squares, ended = self.sums(bits, bits**2, int(bool(ended_early)))
+        if not ended and self.shard.num_workers * squares != total**2:
+            elements.refuse_other_batches(data, self.shard, method=method)
 
     def step_on_batch(self, share, global_count, training):
         """Take one step, or score, on a batch at hand; return its numbers by name."""
