@@ -8,6 +8,8 @@ FIND_PYTHON := for python in python3.11 python3.12 python3.13 python3; do \
 	2>/dev/null && { echo "$$python"; break; }; done
 PYTHON ?= $(shell $(FIND_PYTHON))
 ARGS ?=
+# Two test files at a time: what a test waits for is mostly one core.
+PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -44,7 +46,7 @@ fit: setup
 	$(VENV)/bin/python -m tfscale.fit --strategy=multiworker --workers=2 $(ARGS)
 
 test: setup
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # Each version of Keras that enable_keras_fit() supports, in an environment of its own.
 KERAS_VERSIONS ?= 3.13 3.14 3.15
@@ -62,7 +64,7 @@ test-keras-versions:
 	done
 
 test-slow: setup
-	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m "slow and not faults" $(ARGS)
 
 test-faults: setup
 	$(VENV)/bin/python -m pytest -m faults tests/faults $(ARGS)

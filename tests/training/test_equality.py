@@ -17,8 +17,6 @@ import tfscale
 from tfscale import testing
 from tfscale.strategy import make_strategy
 
-pytestmark = pytest.mark.slow
-
 layers = keras.layers
 
 WORKER = pathlib.Path(__file__).with_name("equality_worker.py")

@@ -16,8 +16,6 @@ from tfscale import testing
 from tfscale.strategy import make_strategy
 from tfscale.training import keras_fit
 
-pytestmark = pytest.mark.slow
-
 WORKER = pathlib.Path(__file__).with_name("keras_fit_worker.py")
 # Of the longer cases the first calls: a start of workers traces each graph anew on both.
 ON_TWO_WORKERS = (

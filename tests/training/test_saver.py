@@ -23,8 +23,6 @@ from tfscale.training.checkpoint import Checkpoints
 from tfscale.training.saver import Saver
 from tfscale.training.trainer import Trainer
 
-pytestmark = pytest.mark.slow
-
 X = np.random.default_rng(0).normal(size=(80, 4)).astype("float32")
 Y = X @ np.ones((4, 1), "float32")
 SMALL = {"global_batch_size": 10, "verbose": 0, "steps_per_execution": 1}  # 8 steps an epoch
