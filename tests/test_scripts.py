@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = ROOT / "tests" / "scripts"
 DIGITS = str(ROOT / "tfscale" / "data" / "files" / "digits.csv.gz")
 
-pytestmark = [pytest.mark.workers, pytest.mark.slow]
+pytestmark = pytest.mark.workers
 
 # As a driver for a script on two logical CPUs: the one line that a script needs, and the script.
 ON_TWO_REPLICAS = """
