@@ -18,7 +18,7 @@ PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 help:
 	@echo 'make setup    a virtual environment in .venv with all that is needed'
 	@echo 'make fit      train the default model on two local workers'
-	@echo 'make test     run the tests; ARGS="-m \"not workers\"" leaves out those with worker processes'
+	@echo 'make test     run the tests; ARGS="-m \"not workers and not slow\"" leaves out worker processes'
 	@echo 'make test-slow   the suites that "make test" leaves out: they take minutes'
 	@echo 'make test-faults   every fault at every moment on two and three workers: an hour or more'
 	@echo 'make test-keras-versions   the tests of fit with Keras 3.13, 3.14 and 3.15, each in a .venv of its own'
