@@ -446,10 +446,21 @@ class TestSignals:
         pids = [pid_of(f"here-1-{rank}") for rank in (0, 1)]
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: signal_was_taken(process))
+        time.sleep(supervise._SAME_SECONDS)
         assert process.poll() is None
         process.send_signal(second)
         assert process.wait(60) == 143
         assert not any(map(is_running, pids))
+
+    def test_the_same_signal_within_a_second_is_one_signal(self, launch):
+        """As when a cluster signals all processes of a job and the launcher hands it on."""
+        process = launch(SAVES, grace_seconds=5000)
+        [pid_of(f"here-1-{rank}") for rank in (0, 1)]
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+            process.send_signal(number)
+            wait_until(lambda: signal_was_taken(process))
+        assert process.wait(60) == 143
+        assert Path("shown").read_text().count("child None") == 2
 
     @pytest.mark.parametrize(("saves", "grace"), [(True, 0.3), (False, 5000)])
     def test_the_time_to_leave_is_bounded(self, launch, saves, grace):

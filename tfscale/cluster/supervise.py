@@ -28,6 +28,7 @@ from tfscale.cluster.worker import Worker
 
 _POLL_SECONDS = 0.05
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SAME_SECONDS = 1.0  # what comes so soon after the first signal is that one again, as from Slurm
 
 
 def run_local_workers(
@@ -47,8 +48,9 @@ def run_local_workers(
     """Run a command as every worker of a cluster on this machine until all of them are done.
 
     On the first failure all workers are ended, and started again on new ports. SIGINT, SIGTERM
-    and SIGUSR1 are handed on to the workers; a second signal ends them at once. No worker and
-    nothing that a worker started in its process group is left when this returns or dies.
+    and SIGUSR1 are handed on to the workers; a second signal, a second later or more, ends them
+    at once. No worker and nothing that a worker started in its process group is left when this
+    returns or dies.
 
     Args:
         command: program and arguments, the same for each worker; or a function from the number
@@ -265,12 +267,17 @@ def _network(private: bool | None) -> Iterator[int]:
 @contextlib.contextmanager
 def _recorded_signals(received: list[int]) -> Iterator[None]:
     """Append the signals that are handed on to `received` instead of acting on them."""
+    heard: list[float] = []
+
+    def hear(number: int, _) -> None:
+        heard.append(time.monotonic())
+        if not received or heard[-1] - heard[0] >= _SAME_SECONDS:
+            received.append(number)
+
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers; its own stay in force
         return
-    before = {
-        number: signal.signal(number, lambda got, _: received.append(got)) for number in _SIGNALS
-    }
+    before = {number: signal.signal(number, hear) for number in _SIGNALS}
     try:
         yield
     finally:
