@@ -92,3 +92,25 @@ def test_report_of_a_worker_that_left_too_early_names_who_lost_it():
     told = verdict.report(verdict.cause(ends), ends)
     assert told.startswith("tfscale: worker 1 left too early: exit code 0, while the others")
     assert "Worker 0 then failed: exit code 1, tensorflow.python" in told
+
+
+SAVES = Beat(9, 1, True, True, False, 57, 2, 0.0, "save")
+
+
+@pytest.mark.parametrize(
+    ("ends", "rank"),
+    [
+        ([end(0, 143, 1.0, asked=True), end(1, 130, 1.0, asked=True)], None),
+        ([end(0, 1, 1.0, KILLED_PEER, True, SAVES), end(1, 1, 1.1, OWN, True, SAVES)], 1),
+        ([end(0, 1, 1.0, KILLED_PEER, True, SAVES), end(1, 143, 1.1, asked=True)], 0),
+        ([end(0, 1, 1.0, KILLED_PEER, True), end(1, -2, 1.1, asked=True)], None),
+        ([end(0, 143, 1.0, asked=True), end(1, -9, 1.1, asked=True)], 1),
+    ],
+)
+def test_who_did_not_leave_as_all_were_asked_to(ends, rank):
+    failed = verdict.failed_to_leave(ends, at_once=False)
+    assert failed is None if rank is None else failed.rank == rank
+
+
+def test_after_a_second_signal_all_may_be_killed():
+    assert verdict.failed_to_leave([end(1, -9, 1.1, (), True, SAVES)], at_once=True) is None

@@ -104,8 +104,7 @@ class Life:
                 if not self._num_signals and not self._is_ending():
                     self._look_for_progress()
                 for worker in self._alive():
-                    if time.monotonic() >= worker.kill_at:
-                        worker.ask_to_end(signal.SIGKILL, 0.0)
+                    worker.cut_off_in_time()
         return self._outcome()
 
     def _alive(self) -> list[Worker]:
@@ -232,7 +231,10 @@ class Life:
         report = verdict.report(cause, ends, self._sees_all) if cause else ""
         if self._num_signals:
             code = 130 if self._signals[0] == signal.SIGINT else verdict.ASKS_FOR_RESTART
-            report = report or verdict.report_of_leaving(ends)
+            failed = verdict.failed_to_leave(ends, at_once=self._num_signals > 1)
+            if failed:
+                code = failed.exit_code
+                report = report or verdict.report_of_leaving(failed)
             return Outcome("stopped", code, report, (), began)
         if self._hang:
             return Outcome("failed", HUNG, self._hang[1], self._hang[0], began)

@@ -38,6 +38,7 @@ class End:
         lines: the last lines it wrote, oldest first.
         log: the file with all of them, or `None`.
         beat: its last beat.
+        was_cut_off: whether the launcher killed it because its time to leave was over.
     """
 
     rank: int
@@ -47,6 +48,7 @@ class End:
     lines: tuple[str, ...]
     log: Path | None
     beat: Beat
+    was_cut_off: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -66,7 +68,10 @@ class End:
     @property
     def lost_a_peer(self) -> bool:
         """Whether it says that it failed because another worker was gone."""
-        if not self.is_failure or self.code not in (1, -signal.SIGABRT):
+        return self.is_failure and self._says_a_peer_is_gone()
+
+    def _says_a_peer_is_gone(self) -> bool:
+        if self.code not in (1, -signal.SIGABRT):
             return False
         error = self._error_lines()
         said = error if error and self.code == 1 else self.lines[-_NUM_SHOWN:]
@@ -83,7 +88,9 @@ class End:
         if self.code < 0:
             name = signal.Signals(-self.code).name
             reason = f"signal {name}"
-            if self.code == -signal.SIGKILL:
+            if self.was_cut_off:
+                reason += " after --grace_seconds, before it had left by itself"
+            elif self.code == -signal.SIGKILL:
                 reason += " (from outside, or memory ran out)"
         else:
             reason = f"exit code {self.code}"
@@ -110,13 +117,14 @@ def cause(ends: list[End]) -> End | None:
 
     Returns:
         In this order: the first death by a signal, the first other failure of a worker's own; a
-        request for a restart; a worker that left with 0 before its peers lost it; the first of
+        request for a restart, of one that a signal has told; a worker that left with 0 before its peers lost it; the first of
         those that lost a peer.
     """
     failures = [end for end in ends if end.is_failure]
     own = [end for end in failures if not end.lost_a_peer]
     by_signal = [end for end in own if end.code < 0]
     requests = [end for end in ends if end.asks_for_restart]
+    requests = [end for end in requests if end.beat.told] or requests
     left = [
         end
         for end in ends
@@ -156,15 +164,32 @@ def report(end: End, ends: list[End], sees_all: bool = True) -> str:
     return f"tfscale: worker {end.rank} failed first: {end.reason()}{where}. Its last lines:{lines}"
 
 
-def report_of_leaving(ends: list[End]) -> str:
-    """Return what went wrong when all were asked to save and leave; "" where all did."""
-    asked = (0, ASKS_FOR_RESTART, 128 + signal.SIGINT, 128 + signal.SIGKILL)
-    wrong = [end for end in ends if end.exit_code not in asked]
-    if not wrong:
-        return ""
-    end = wrong[0]
+def failed_to_leave(ends: list[End], at_once: bool) -> End | None:
+    """Return the first worker that did not leave as it should when all were asked to.
+
+    Args:
+        ends: of one life, in the order in which they were seen.
+        at_once: whether a second signal ended them all.
+
+    Returns:
+        The end; where there are several, one that did not just lose another. None where all
+        left well, or had not promised to save and were killed or lost another.
+    """
+    well = (0, ASKS_FOR_RESTART, 128 + signal.SIGINT, *([128 + signal.SIGKILL] if at_once else []))
+    wrong = [end for end in ends if end.exit_code not in well]
+    lost = [end for end in wrong if end._says_a_peer_is_gone()]
+    own = [end for end in wrong if end not in lost and not (end.was_cut_off and not end.beat.saves)]
+    return next(iter(own + [end for end in lost if end.beat.saves]), None)
+
+
+def report_of_leaving(end: End) -> str:
+    """Return what a user is told about a worker that did not leave as it should."""
     where = f"; all of it: {end.log}" if end.log else ""
-    return f"tfscale: worker {end.rank} did not leave as it should: {end.reason()}{where}."
+    lines = "".join(f"\n    {line}" for line in end.lines[-_NUM_SHOWN:]) or " none"
+    return (
+        f"tfscale: worker {end.rank} did not leave as it should: {end.reason()}{where}. "
+        f"Its last lines:{lines}"
+    )
 
 
 def _first(failures: list[End]) -> float:

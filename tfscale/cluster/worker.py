@@ -41,7 +41,7 @@ class Worker:
         self.end: verdict.End | None = None
         self.has_ended = False
         self.kill_at = float("inf")
-        self.was_asked = False
+        self.was_asked = self.was_cut_off = False
 
     def beating_pid(self) -> int:
         """Return the process that beats; the one that was started where none does."""
@@ -67,6 +67,12 @@ class Worker:
             grace_seconds = min(grace_seconds, END_SECONDS)
         self.was_asked = True
         self.kill_at = min(self.kill_at, time.monotonic() + grace_seconds)
+
+    def cut_off_in_time(self) -> None:
+        """Kill it if its time to leave is over."""
+        if time.monotonic() >= self.kill_at and not self.has_ended:
+            self.was_cut_off = True
+            self.ask_to_end(signal.SIGKILL, 0.0)
 
     def see_failure(self) -> None:
         """Take a worker that has shown its last exception for one that has ended with code 1."""
@@ -94,4 +100,5 @@ class Worker:
             self.output.last_lines(),
             self.output.log,
             self.pulse.read(),
+            self.was_cut_off and code == -signal.SIGKILL,
         )
