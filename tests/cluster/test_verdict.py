@@ -8,6 +8,7 @@ from tfscale.cluster import verdict
 from tfscale.cluster.pulse import Beat
 
 SILENT = Beat(0, 0, False, False, False, -1, -1, 0.0, "")
+TOLD = Beat(9, 1, True, True, False, 57, 2, 0.0, "save", told=True)
 AT_57 = Beat(9, 1, True, False, False, 57, 2, 0.0, "train")
 
 
@@ -50,6 +51,7 @@ def end(rank, code, seconds, lines=(), asked=False, beat=SILENT):
         ([end(0, 1, 1.0, KILLED_PEER), end(1, 0, 2.0)], 0),
         ([end(1, 143, 1.0), end(0, 1, 2.0, KILLED_PEER)], 1),
         ([end(1, -15, 1.0), end(0, 1, 2.0, KILLED_PEER)], 1),
+        ([end(0, 143, 1.0), end(1, 143, 1.1, beat=TOLD)], 1),
         ([end(1, 143, 1.0), end(0, 1, 2.0, OWN)], 0),
         ([end(1, 143, 1.0), end(0, 1, 2.0, OWN, asked=True)], 1),
         ([end(0, 1, 1.0, KILLED_PEER), end(1, 1, 1.2, FROZEN_PEER)], 0),

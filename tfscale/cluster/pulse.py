@@ -23,7 +23,7 @@ RESTING = ("start", "idle")  # phases in which no progress is expected
 # Number of the record, beats, process, flags, step, epoch, time, phase, and the number again:
 # where both numbers agree, all between them was written together.
 _RECORD = struct.Struct("=QQqQqqd16sQ")
-_ANSWERS, _SAVES, _FAILED = 1, 2, 4
+_ANSWERS, _SAVES, _FAILED, _TOLD = 1, 2, 4, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Beat:
         epoch: the epoch under way, from 0; -1 where it was not said.
         seconds: when, on the clock of `time.monotonic`.
         phase: "start", "train", "evaluate", "save", "idle", or a word of the script's own.
+        told: whether a signal has told it to leave; the others leave with it.
     """
 
     number: int
@@ -51,6 +52,7 @@ class Beat:
     epoch: int
     seconds: float
     phase: str
+    told: bool = False
 
     @property
     def is_watched(self) -> bool:
@@ -88,9 +90,11 @@ class Pulse:
             if first == last:
                 break
         name = phase.rstrip(b"\0").decode("ascii", "replace")
-        answers, saves, failed = (bool(flags & flag) for flag in (_ANSWERS, _SAVES, _FAILED))
+        answers, saves, failed, told = (
+            bool(flags & flag) for flag in (_ANSWERS, _SAVES, _FAILED, _TOLD)
+        )
         step = step if number else -1
-        return Beat(number, pid, answers, saves, failed, step, epoch, at, name)
+        return Beat(number, pid, answers, saves, failed, step, epoch, at, name, told)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -170,6 +174,11 @@ def promise_to_save(saves: bool = True) -> None:
         saves: True from when the handler is set, False when it is no longer.
     """
     _set_flag(_SAVES, saves)
+
+
+def told_to_leave() -> None:
+    """Say that a signal has told this worker to leave, so that it is named and no other."""
+    _set_flag(_TOLD, True)
 
 
 def life() -> int:

@@ -117,13 +117,14 @@ def cause(ends: list[End]) -> End | None:
 
     Returns:
         In this order: the first death by a signal, the first other failure of a worker's own; a
-        request for a restart, of one that a signal has told; a worker that left with 0 before its peers lost it; the first of
-        those that lost a peer.
+        request for a restart, of a worker that a signal has told if that is known; a worker that
+        left with 0 before its peers lost it; the first of those that lost a peer.
     """
     failures = [end for end in ends if end.is_failure]
     own = [end for end in failures if not end.lost_a_peer]
     by_signal = [end for end in own if end.code < 0]
     requests = [end for end in ends if end.asks_for_restart]
+    requests = [end for end in requests if end.beat.told] or requests
     requests = [end for end in requests if end.beat.told] or requests
     left = [
         end

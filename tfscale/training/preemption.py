@@ -102,6 +102,7 @@ def _hear(number, frame):
     if _heard.code:
         os._exit(code)
     _heard.code, _heard.seconds = code, now
+    pulse.told_to_leave()
     if not _heard.num_loops:
         raise Leaving(code)
     text = f"tfscale: {signal.Signals(number).name}: leaves after this step. Again: at once.\n"
