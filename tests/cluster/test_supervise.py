@@ -275,6 +275,13 @@ class TestRestart:
             "gave up after 2 restarts within an hour, which is what --max_restarts allows.\n"
         )
 
+    def test_what_cannot_be_run_is_not_started_again(self, run):
+        code, shown, told = run("print('life', life); sys.exit(2)", 1, max_restarts=2)
+        assert code == 2 and shown == "[0] life 1\n"
+        assert told.endswith(
+            "nothing starts again: what it was given cannot be run, as exit code 2 says.\n"
+        )
+
     def test_each_life_may_have_a_command_of_its_own(self, run):
         code, shown, _ = run("sys.exit(7 * (life == 1))", 1, max_restarts=1)
         assert code == 0

@@ -116,3 +116,26 @@ def test_who_did_not_leave_as_all_were_asked_to(ends, rank):
 
 def test_after_a_second_signal_all_may_be_killed():
     assert verdict.failed_to_leave([end(1, -9, 1.1, (), True, SAVES)], at_once=True) is None
+
+
+BAD_LOSS = "The loss of a step must be finite, and its weights finite. Received: loss nan"
+OTHER_BITS = "Weights, optimizer and seeds must be the same bits on all replicas. Received: ..."
+
+
+@pytest.mark.parametrize(
+    ("code", "lines", "why"),
+    [
+        (1, traceback("OSError: could not write the checkpoint of step 8"), "next checkpoint"),
+        (1, ["error: The disk must have room for the run. Received: ..."], "next checkpoint"),
+        (1, traceback(f"tfscale.training.health.BadNumbers: {BAD_LOSS}"), "same loss again"),
+        (2, [f"error: {BAD_LOSS}"], "same loss again"),
+        (2, ["error: `epochs` must be at least 0."], "exit code 2"),
+        (1, traceback(f"tfscale.training.health.BadNumbers: {OTHER_BITS}"), ""),
+        (2, [f"error: {OTHER_BITS}"], ""),
+        (1, OWN, ""),
+        (-9, [f"error: {BAD_LOSS}"], ""),
+    ],
+)
+def test_what_would_come_again(code, lines, why):
+    found = end(0, code, 1.0, lines).comes_again
+    assert why in found and bool(found) == bool(why)

@@ -38,7 +38,8 @@ class Outcome:
         report: what a user is told; "" for "done".
         ranks: of the workers that were the cause.
         began: whether any worker said that it trains.
-        comes_again: whether another life would fail as this one, such as on a full disk.
+        comes_again: why another life would fail as this one, such as on a full disk; "" where it
+            may not.
     """
 
     kind: str
@@ -46,7 +47,7 @@ class Outcome:
     report: str = ""
     ranks: tuple[int, ...] = ()
     began: bool = False
-    comes_again: bool = False
+    comes_again: str = ""
 
 
 class Life:
@@ -243,4 +244,4 @@ class Life:
         if cause.asks_for_restart:
             return Outcome("restart", cause.exit_code, report, (cause.rank,), began)
         code = cause.exit_code or next(e.exit_code for e in ends if e.is_failure)
-        return Outcome("failed", code, report, (cause.rank,), began, cause.cannot_save)
+        return Outcome("failed", code, report, (cause.rank,), began, cause.comes_again)

@@ -54,7 +54,7 @@ class Restarts:
     ) -> str:
         """Say what `pause_after` has decided; `starting` begins with who starts."""
         if pause is None and outcome.comes_again:
-            return "nothing starts again: it would fail again at its next checkpoint."
+            return f"nothing starts again: {outcome.comes_again}."
         if pause is None:
             return (
                 f"gave up after {len(self._failures)} restarts within an hour, which is what "

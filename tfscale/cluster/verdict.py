@@ -21,8 +21,20 @@ _PEER_IS_GONE = re.compile(
     r"|ConnectionResetError|ConnectionRefusedError|EOFError|Collective ops is aborted"
     r"|workers must meet within"
 )
-# The error of a disk that takes no checkpoint, as `saver` and the command line say it.
-_CANNOT_SAVE = re.compile(r"could not write the checkpoint|The disk must have room for the run")
+_REFUSED = 2  # exit code for what cannot be run as it was typed
+# Errors that another life would end with as well, and why. The first two are of a disk that takes
+# no checkpoint, as `saver` and the command line say it, the third is of `health`.
+_COMES_AGAIN = (
+    (re.compile(r"could not write the checkpoint"), "it would fail again at its next checkpoint"),
+    (re.compile(r"The disk must have room for"), "it would fail again at its next checkpoint"),
+    (re.compile(r"The loss of a step must be"), "the same steps would give the same loss again"),
+)
+# Of the errors with which a command ends as if it had been refused, those of one life only: of
+# `health`, and of `ports`, where the next life has other ports.
+_MAY_NOT_COME_AGAIN = re.compile(
+    r"Weights, optimizer and seeds must be the same bits"
+    r"|must be able to listen on the port of its own address"
+)
 _NUM_SHOWN = 10
 
 
@@ -78,10 +90,17 @@ class End:
         return any(_PEER_IS_GONE.search(line) for line in said)
 
     @property
-    def cannot_save(self) -> bool:
-        """Whether it says that it failed because the disk takes no checkpoint."""
+    def comes_again(self) -> str:
+        """Why another life would fail as this one did; "" where it may not."""
+        if self.code not in (1, _REFUSED):
+            return ""
         said = self._error_lines() or self.lines[-_NUM_SHOWN:]
-        return self.code == 1 and any(_CANNOT_SAVE.search(line) for line in said)
+        for words, why in _COMES_AGAIN:
+            if any(words.search(line) for line in said):
+                return why
+        if self.code == _REFUSED and not any(_MAY_NOT_COME_AGAIN.search(line) for line in said):
+            return "what it was given cannot be run, as exit code 2 says"
+        return ""
 
     def reason(self) -> str:
         """Return the signal or exit code, the exception if there was one, and the step."""
@@ -124,7 +143,6 @@ def cause(ends: list[End]) -> End | None:
     own = [end for end in failures if not end.lost_a_peer]
     by_signal = [end for end in own if end.code < 0]
     requests = [end for end in ends if end.asks_for_restart]
-    requests = [end for end in requests if end.beat.told] or requests
     requests = [end for end in requests if end.beat.told] or requests
     left = [
         end
