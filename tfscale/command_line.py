@@ -86,8 +86,9 @@ def define_supervision(values, max_restarts, note=""):
 
 
 def supervision(values):
-    """Return the values of `define_supervision`'s flags, by name."""
-    names = ("max_restarts", "hang_timeout_seconds", "grace_seconds", "min_workers", "max_workers")
+    """Return the values of `define_supervision`'s flags, by name, and --start_timeout_seconds."""
+    names = ("max_restarts", "hang_timeout_seconds", "start_timeout_seconds", "grace_seconds")
+    names += ("min_workers", "max_workers")
     return {name: values[name].value for name in names}
 
 
@@ -102,7 +103,7 @@ def task_supervision(values):
     Returns:
         The arguments of `supervise.run_task` by name; None where it is not wanted.
     """
-    names = ("hang_timeout_seconds", "grace_seconds")
+    names = ("hang_timeout_seconds", "start_timeout_seconds", "grace_seconds")
     found = {name: values[name].value for name in names}
     restarts = values["max_restarts"]
     found["max_restarts"] = restarts.value if restarts.present else 0

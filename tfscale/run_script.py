@@ -74,7 +74,9 @@ def _be_python(target):
 def _prepare(settings, target, ended_well):
     """Meet the other workers, then set the strategy, the seeds and Keras' methods."""
     from tfscale import command_line
+    from tfscale.cluster import pulse
 
+    pulse.begin()  # before TensorFlow's import, in which a worker may hang as well
     with command_line.quiet_import():
         from tfscale import lending
         from tfscale import strategy as strategy_lib
@@ -154,6 +156,9 @@ def _came_out_of_fit(request):
 def _leave(strategy_lib, strategy, ended_well):
     """Leave together with the other workers, after a script that ended well."""
     if ended_well:
+        from tfscale.cluster import pulse
+
+        pulse.beat_done()
         # Python's own handlers wait as long as the workers do.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

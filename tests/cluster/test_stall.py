@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from tfscale.cluster.pulse import Beat
+from tfscale.cluster.pulse import RESTING, Beat
 from tfscale.cluster.stall import Quiet
 
 TRAINS = Beat(1, 1, True, False, False, 5, 0, 0.0, "train")
@@ -24,6 +24,6 @@ def test_a_machine_that_was_paused_is_not_quiet():
 
 def test_nobody_is_quiet_who_is_not_expected_to_beat():
     quiet = Quiet()
-    idle = [dataclasses.replace(TRAINS, phase=phase) for phase in ("start", "idle")]
+    idle = [dataclasses.replace(TRAINS, phase=phase) for phase in RESTING]
     for now in range(10):
         assert quiet.look(idle, float(now)) == 0.0

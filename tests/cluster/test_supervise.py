@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tfscale.cluster import life, supervise
+from tfscale.cluster import life, stall, supervise
 
 ROOT = Path(supervise.__file__).parents[2]
 HEAD = """
@@ -391,6 +391,18 @@ class TestHang:
         assert re.search(r"worker 0 at step 5 \(train\), \d+ s ago; log logs/worker-0\.log", told)
         assert "--hang_timeout_seconds=N would end them" in told
 
+    def test_one_that_hangs_at_the_first_batch_of_a_fit_is_found(self, run):
+        code = """
+        mark("here")
+        wait_for("here", 1 - rank)
+        pulse.beat(0, "begin")
+        while rank == 1: pass
+        rest()
+        """
+        code, _, told = run(code, hang_timeout_seconds=0.5)
+        assert code == 124
+        assert re.search(r"worker 1 hangs: in <module>, line \d+ of .* at step 0 \(begin\)", told)
+
     @pytest.mark.parametrize("phase", ["start", "idle"])
     def test_nothing_is_expected_before_training_and_after_it(self, run, phase):
         code = f"""
@@ -406,6 +418,111 @@ class TestHang:
             time.sleep(0.05)
         """
         assert run(code, hang_timeout_seconds=1.5)[::2] == (0, "")
+
+
+class TestLeftTooEarly:
+    """A script that ends while another needs it: both wait, neither fails."""
+
+    CODE = """
+    if life == 2:
+        leave_well()
+    pulse.beat(8, "idle")
+    mark("here")
+    wait_for("here", 1 - rank)
+    if rank == 1:
+        pulse.beat_done()
+        rest()
+    for _ in range(WORK):
+        pulse.beat(8, "train")
+        time.sleep(0.05)
+    pulse.beat(8, "PHASE", alone=ALONE)
+    SECONDS or rest()
+    time.sleep(SECONDS)
+    os.kill(wait_for("here", 1), signal.SIGTERM)
+    os._exit(0)
+    """
+
+    def code(self, phase, work=0, alone=False, seconds=0):
+        text = self.CODE.replace("PHASE", phase).replace("WORK", str(work))
+        return text.replace("ALONE", str(alone)).replace("SECONDS", str(seconds))
+
+    @pytest.mark.parametrize("phase", ["begin", "train", "evaluate"])
+    def test_it_is_named_and_all_start_again(self, run, monkeypatch, phase):
+        monkeypatch.setattr(stall, "_LEFT_SECONDS", 0.6)
+        code, _, told = run(self.code(phase, work=20), max_restarts=1)
+        assert code == 0
+        assert "worker 1 left too early: its script has ended at step 8 (done). Others" in told
+        assert "worker 0 left" not in told and "hangs" not in told
+        assert f"worker 0 at step 8 ({phase}), " in told
+
+    def test_a_shorter_hang_timeout_counts_for_it(self, run):
+        code, _, told = run(self.code("begin"), hang_timeout_seconds=0.5)
+        assert code == 124 and "worker 1 left too early" in told
+
+    @pytest.mark.parametrize(("phase", "alone"), [("idle", False), ("begin", True)])
+    def test_the_last_one_may_work_on_alone(self, run, monkeypatch, phase, alone):
+        """As a chief that plots, or scores a model that it has for itself."""
+        monkeypatch.setattr(stall, "_LEFT_SECONDS", 0.3)
+        code, _, told = run(self.code(phase, alone=alone, seconds=1.5))
+        assert "left too early" not in told and "hangs" not in told
+
+
+class TestStart:
+    MISSES = """
+    if life == LAST:
+        leave_well()
+    print("life", life, "of", num_workers)
+    mark("here")
+    if os.environ["TFSCALE_LOCAL_PLACE"] == "1":
+        rest()
+    pulse.beat(-1, "meet")
+    wait_for("here", 1)
+    print("tfscale: all workers must meet within 1 seconds")
+    print("Start the missing workers with the same addresses, or")
+    sys.exit(1)
+    """
+
+    def test_the_one_that_did_not_come_is_named_and_not_those_who_say_so(self, run):
+        code, _, told = run(self.MISSES.replace("LAST", "2"), 3, max_restarts=1)
+        assert code == 0
+        assert "worker 1 hangs: it has not come as far as meeting the others" in told
+        assert "failed first" not in told and "worker 0 hangs" not in told
+        assert "The stacks of worker 1 are in the log" in told
+
+    def test_its_place_is_left_out(self, run):
+        code, shown, told = run(self.MISSES.replace("LAST", "3"), 3, min_workers=2, max_restarts=3)
+        assert code == 0 and "as 2: 1 (counted from 0) failed to start 2 times" in told
+        assert shown.count("left well in life 3") == 2
+
+    def test_one_that_never_comes_is_found_though_nobody_waits_for_it(self, run, monkeypatch):
+        monkeypatch.setattr(stall, "_IMPORT_SECONDS", 0.3)
+        code, _, told = run("rest()", 1, start_timeout_seconds=2)
+        assert code == 124
+        assert "worker 0 hangs: it has not come as far as meeting the others" in told
+        assert (
+            "--start_timeout_seconds" in told and "in rest" in Path("logs/worker-0.log").read_text()
+        )
+
+    def test_one_that_has_met_the_others_may_take_its_time(self, run, monkeypatch):
+        monkeypatch.setattr(stall, "_IMPORT_SECONDS", 0.1)
+        code = """
+        pulse.beat(-1, "start")
+        time.sleep(3)
+        """
+        assert run(code, 1, start_timeout_seconds=2)[::2] == (0, "")
+
+    def test_one_that_is_stopped_before_all_have_met_is_found_at_once(self, run, monkeypatch):
+        monkeypatch.setattr(stall, "_STOPPED_AT_START_SECONDS", 0.5)
+        code = """
+        if life == 2:
+            leave_well()
+        pulse.beat(-1, "meet")
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        rest()
+        """
+        code, _, told = run(code, max_restarts=1)
+        assert code == 0 and "worker 1 hangs: stopped, as by SIGSTOP in phase meet" in told
 
 
 SAVES = """

@@ -73,6 +73,17 @@ def test_an_error_before_the_last_one_does_not_count():
     assert end(0, 1, 1.0, OWN + KILLED_PEER).lost_a_peer
 
 
+def test_one_that_missed_many_others_is_told_from_one_that_failed():
+    """The list of them is longer than what is looked at."""
+    missed = [
+        "tfscale: all 21 workers must meet within 20 seconds of the start. Received, as seen by",
+        *(f"    worker {rank} at a:{rank}: silent (no answer: ...)" for rank in range(1, 21)),
+        "Start the missing workers with the same addresses, look at their logs, or allow more",
+    ]
+    assert end(0, 1, 1.0, missed).missed_a_peer
+    assert not end(0, 1, 1.0, KILLED_PEER).missed_a_peer
+
+
 def test_report_says_who_where_and_why():
     told = verdict.report(end(1, -9, 1.0, map(str, range(30)), beat=AT_57), [])
     assert told.startswith(

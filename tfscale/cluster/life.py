@@ -21,9 +21,6 @@ _PEER_SECONDS = 3.0  # how long the cause may be waited for when only consequenc
 # From SIGTERM to SIGKILL where another life waits. What a worker has to say about a lost peer it
 # says in one; TensorFlow's shutdown then waits for that peer, for up to 15, and saves nothing.
 _HURRIED_SECONDS = 2.0
-# How long a stopped worker may stand still where its peers are on other machines: TensorFlow's
-# heartbeat takes 10 to find it there, and nobody else can tell this launcher.
-_STOPPED_SECONDS = 15.0
 _NOTICE_SECONDS = 600.0  # of standing still until the launcher says so
 
 
@@ -37,7 +34,7 @@ class Outcome:
         code: the exit code of a run that ends here.
         report: what a user is told; "" for "done".
         ranks: of the workers that were the cause.
-        began: whether any worker said that it trains.
+        began: whether any worker has trained.
         comes_again: why another life would fail as this one, such as on a full disk; "" where it
             may not.
     """
@@ -58,6 +55,8 @@ class Life:
         signals: numbers of the signals that this process got, which a handler appends to.
         hang_timeout_seconds: how long no worker may make a step once training has begun; 0 for
             as long as they like.
+        start_timeout_seconds: how long they wait for each other at their start; 0 where nobody
+            bounds that.
         grace_seconds: time to save and to leave after a signal, for workers that promised to.
         hurries: whether another life waits for the end of this one, so that nobody waits for
             what a worker does after it has failed, or has lost one that did.
@@ -71,6 +70,7 @@ class Life:
         signals: list[int],
         *,
         hang_timeout_seconds: float = 0.0,
+        start_timeout_seconds: float = 0.0,
         grace_seconds: float = 60.0,
         hurries: bool = False,
         sees_all: bool = True,
@@ -83,7 +83,9 @@ class Life:
         self._hurries = hurries
         self._sees_all = sees_all
         self._end_seconds = min(_HURRIED_SECONDS if hurries else END_SECONDS, grace_seconds)
-        self._quiet = stall.Quiet()
+        self._still = stall.Watch(
+            hang_timeout_seconds, start_timeout_seconds, peers_give_up=hurries and not sees_all
+        )
         self._noticed = False
         self._hang: tuple[tuple[int, ...], str] | None = None
         self._selector = selectors.DefaultSelector()
@@ -149,10 +151,16 @@ class Life:
             self._let_follow()
         elif not cause.lost_a_peer:
             self._end_all(self._alive())
-        elif halted := stall.stopped(self._alive()):
-            self._hold_responsible(halted)
+        elif stall.stopped(self._alive()):
+            self._hold_responsible(stall.Hang())
+        elif cause.missed_a_peer and (absent := self._absent()):
+            self._hold_responsible(stall.Hang([(worker, stall.ABSENT) for worker in absent]))
         elif waited >= _PEER_SECONDS or not self._sees_all:
             self._end_all(self._alive())
+
+    def _absent(self) -> list[Worker]:
+        """Return those that have not come as far as the others, who give up waiting for them."""
+        return [w for w in self._alive() if w.end is None and not w.pulse.read().has_come]
 
     def _let_follow(self) -> None:
         """Give the others time to leave as one of them did, on the step they agreed on."""
@@ -173,11 +181,10 @@ class Life:
     def _look_for_progress(self) -> None:
         """Say when nobody makes a step, and end all when that has lasted for too long."""
         alive = self._alive()
-        quiet = self._quiet.look([worker.pulse.read() for worker in alive], time.monotonic())
-        if 0 < self._hang_timeout_seconds <= quiet:
-            self._hold_responsible([])
-        elif self._is_lost_to_others(quiet) and (halted := stall.stopped(alive)):
-            self._hold_responsible(halted)
+        hang = self._still.look(alive, time.monotonic())
+        quiet = self._still.quiet.seconds
+        if hang:
+            self._hold_responsible(hang)
         elif quiet < _NOTICE_SECONDS:
             self._noticed = False
         elif not self._noticed:
@@ -185,27 +192,20 @@ class Life:
             end = "" if self._hang_timeout_seconds else " --hang_timeout_seconds=N would end them."
             self._say(f"no worker has made a step for {quiet:.0f} s.{self._places(alive)}{end}")
 
-    def _is_lost_to_others(self, quiet: float) -> bool:
-        """Whether workers of other launchers would have given up on one that is stopped."""
-        return self._hurries and not self._sees_all and quiet >= _STOPPED_SECONDS
-
-    def _hold_responsible(self, suspects: Sequence[Worker]) -> None:
-        """Have all write their stacks, find out who hangs, and end all."""
+    def _hold_responsible(self, hang: stall.Hang) -> None:
+        """Have all write their stacks, find out who hangs if that is not known, and end all."""
         alive = [worker for worker in self._alive() if worker.end is None]
-        quiet = self._quiet.seconds
         answered = stall.write_stacks(alive, self._read)
-        found = stall.who(alive, answered)
+        found = stall.who(alive, answered) if hang.found is None else hang.found
         ranks = tuple(worker.rank for worker, _ in found)
         names = "; ".join(
-            f"worker {worker.rank} hangs: {sign}{worker.pulse.read().place()}"
-            for worker, sign in found
+            f"worker {worker.rank} {sign}{worker.pulse.read().place()}" for worker, sign in found
         )
         if not found:
             names = "the workers hang, and none of them more than another"
-        lost = "" if suspects else f" No worker made a step for {quiet:.0f} s."
         logs = [f"worker {worker.rank}" for worker in answered]
         stacks = f" The stacks of {', '.join(logs)} are in the log." if logs else ""
-        self._hang = ranks, f"tfscale: {names}.{lost}{self._places(alive)}{stacks}"
+        self._hang = ranks, f"tfscale: {names}.{hang.text}{self._places(alive)}{stacks}"
         for worker, _ in found:
             worker.ask_to_end(signal.SIGKILL, 0.0)
         self._end_all([worker for worker in self._alive() if worker.rank not in ranks])
@@ -226,7 +226,7 @@ class Life:
     def _outcome(self) -> Outcome:
         """Judge a life that is over."""
         beats = [worker.pulse.read() for worker in self._workers]
-        began = any(beat.is_watched or beat.step > 0 for beat in beats)
+        began = any(beat.has_trained for beat in beats)
         ends = self._ends()
         cause = verdict.cause(ends)
         report = verdict.report(cause, ends, self._sees_all) if cause else ""
@@ -244,4 +244,5 @@ class Life:
         if cause.asks_for_restart:
             return Outcome("restart", cause.exit_code, report, (cause.rank,), began)
         code = cause.exit_code or next(e.exit_code for e in ends if e.is_failure)
-        return Outcome("failed", code, report, (cause.rank,), began, cause.comes_again)
+        blamed = () if cause.lost_a_peer else (cause.rank,)
+        return Outcome("failed", code, report, blamed, began, cause.comes_again)

@@ -18,12 +18,12 @@ import time
 
 VARIABLE = "TFSCALE_PULSE"
 STACKS_SIGNAL = signal.SIGUSR2
-RESTING = ("start", "idle")  # phases in which no progress is expected
+RESTING = ("start", "meet", "idle", "done")  # phases in which no progress is expected
 
 # Number of the record, beats, process, flags, step, epoch, time, phase, and the number again:
 # where both numbers agree, all between them was written together.
 _RECORD = struct.Struct("=QQqQqqd16sQ")
-_ANSWERS, _SAVES, _FAILED, _TOLD = 1, 2, 4, 8
+_ANSWERS, _SAVES, _FAILED, _TOLD, _ALONE = 1, 2, 4, 8, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,10 @@ class Beat:
         step: updates of the weights so far; -1 before the first beat with one.
         epoch: the epoch under way, from 0; -1 where it was not said.
         seconds: when, on the clock of `time.monotonic`.
-        phase: "start", "train", "evaluate", "save", "idle", or a word of the script's own.
+        phase: "start", "meet", "begin", "train", "evaluate", "predict", "save", "idle", "done",
+            or a word of the script's own.
         told: whether a signal has told it to leave; the others leave with it.
+        alone: whether what it does needs no other worker.
     """
 
     number: int
@@ -53,18 +55,29 @@ class Beat:
     seconds: float
     phase: str
     told: bool = False
+    alone: bool = False
 
     @property
     def is_watched(self) -> bool:
         """Whether the worker said that it is in the middle of work that goes on step by step."""
         return self.number > 0 and self.phase not in RESTING
 
+    @property
+    def has_trained(self) -> bool:
+        """Whether the worker has come farther than to the beginning of its first work."""
+        return self.step > 0 or (self.is_watched and self.phase != "begin")
+
+    @property
+    def has_come(self) -> bool:
+        """Whether the worker has come as far as to meeting the others."""
+        return self.number > 0
+
     def place(self) -> str:
         """Return where the worker was, as a report says it; "" where it never said."""
         if not self.number:
             return ""
         if self.step < 0:
-            return f" in phase {self.phase}"
+            return "" if self.phase == "start" else f" in phase {self.phase}"
         epoch = f", epoch {self.epoch + 1}" if self.epoch >= 0 else ""
         return f" at step {self.step} ({self.phase}{epoch})"
 
@@ -90,11 +103,11 @@ class Pulse:
             if first == last:
                 break
         name = phase.rstrip(b"\0").decode("ascii", "replace")
-        answers, saves, failed, told = (
-            bool(flags & flag) for flag in (_ANSWERS, _SAVES, _FAILED, _TOLD)
+        answers, saves, failed, told, alone = (
+            bool(flags & flag) for flag in (_ANSWERS, _SAVES, _FAILED, _TOLD, _ALONE)
         )
         step = step if number else -1
-        return Beat(number, pid, answers, saves, failed, step, epoch, at, name, told)
+        return Beat(number, pid, answers, saves, failed, step, epoch, at, name, told, alone)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -144,24 +157,36 @@ def begin() -> None:
     _write()
 
 
-def beat(step: int, phase: str = "train", epoch: int = -1) -> None:
+def beat(step: int, phase: str = "train", epoch: int = -1, alone: bool = False) -> None:
     """Say that this worker is alive and how far it is.
 
     The launcher's `--hang_timeout_seconds` begins anew with every beat. In the phases "start",
-    which begins a process and lasts until the first step is done, and "idle", in which a script
-    does other things, nothing is expected of a worker.
+    which begins a process, "meet", in which it waits for the others to come, "idle", in which a
+    script does other things, and "done", in which it waits for them to end, nothing is expected
+    of a worker.
 
     Args:
         step: updates of the weights so far.
-        phase: "start", "train", "evaluate", "save" or "idle", or a word of the script's own of at
-            most 16 ASCII letters.
+        phase: "begin", "train", "evaluate", "predict", "save" or "idle", or a word of the
+            script's own of at most 16 ASCII letters.
         epoch: the epoch under way, from 0; -1 for none.
+        alone: whether it begins work that needs no other worker, which then may end before it;
+            so until the next phase in which nothing is expected.
     """
     if _own.memory is None:
         return
     _own.number += 1
     _own.step, _own.epoch, _own.phase = step, epoch, phase.encode("ascii", "replace")
+    if alone:
+        _own.flags |= _ALONE
+    elif phase in RESTING:
+        _own.flags &= ~_ALONE
     _write()
+
+
+def beat_done() -> None:
+    """Say that this worker's script has ended well, and that it waits for the others."""
+    beat(_own.step, "done", _own.epoch)
 
 
 def promise_to_save(saves: bool = True) -> None:

@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from tfscale.cluster import ports
+from tfscale.cluster import ports, pulse
 from tfscale.cluster.environment import Cluster
 
 _PROBE_SECONDS = 2.0
@@ -40,7 +40,8 @@ class StartWatch:
 
     If the block is not left in time, the process ends with exit code 1 a few seconds later, after
     one error on stderr that names every peer that did not come, and why. Uses the timer of
-    `faulthandler`, of which a process has one. Does nothing without peers.
+    `faulthandler`, of which a process has one. Without peers it bounds nothing. Tells the launcher
+    that this worker has come so far.
 
     Args:
         cluster: this task and its peers.
@@ -67,6 +68,7 @@ class StartWatch:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "StartWatch":
+        pulse.beat(-1, "meet")
         if self._idle:
             return self
         root = str(Path(__file__).parents[2])
@@ -88,6 +90,7 @@ class StartWatch:
 
     def __exit__(self, *error) -> None:
         if self._idle:
+            pulse.beat(-1, "start")
             return
         assert self._reporter.stdin is not None
         self._reporter.stdin.close()
@@ -96,6 +99,7 @@ class StartWatch:
             sys.stdout.flush()
             os._exit(1)
         self._stack.close()
+        pulse.beat(-1, "start")
 
 
 def _report(rank: int, timeout_seconds: float, peers: dict[str, str]) -> int:

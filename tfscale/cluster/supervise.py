@@ -41,6 +41,7 @@ def run_local_workers(
     private_network: bool | None = False,
     max_restarts: int = 0,
     hang_timeout_seconds: float = 0.0,
+    start_timeout_seconds: float = 0.0,
     grace_seconds: float = 60.0,
     min_workers: int | None = None,
     max_workers: int | None = None,
@@ -68,7 +69,10 @@ def run_local_workers(
         max_restarts: failures within an hour that are followed by another start. With 0 there is
             no other start at all, not even for a worker that asks for it with exit code 143.
         hang_timeout_seconds: end and restart all when no worker has beaten (`pulse.beat`) for so
-            long after training began; 0 for never.
+            long while one is in the middle of its work; 0 for never.
+        start_timeout_seconds: how long the workers wait for each other (`rendezvous.StartWatch`).
+            One that has not come as far a minute after that is ended as one that hangs. 0 for
+            workers that do not tell.
         grace_seconds: time between a signal and SIGKILL for workers that promised to save;
             others have 5 seconds at most.
         min_workers: go on with as few when places fail to start twice in a row; by default
@@ -95,6 +99,7 @@ def run_local_workers(
         private_network=private_network,
         max_restarts=max_restarts,
         hang_timeout_seconds=hang_timeout_seconds,
+        start_timeout_seconds=start_timeout_seconds,
         grace_seconds=grace_seconds,
     )
 
@@ -108,6 +113,7 @@ def run_task(
     stream=None,
     max_restarts: int = 0,
     hang_timeout_seconds: float = 0.0,
+    start_timeout_seconds: float = 0.0,
     grace_seconds: float = 60.0,
 ) -> int:
     """Run a command as the worker of this task of a cluster until it is done.
@@ -126,8 +132,9 @@ def run_task(
         max_restarts: failures within an hour, of this worker, that are followed by another
             start. Losing a peer is one of them.
         hang_timeout_seconds: end and restart the worker when it has not beaten (`pulse.beat`)
-            for so long after training began; 0 for never. Where restarts are allowed, one that
-            is stopped is ended after 15 seconds in any case.
+            for so long in the middle of its work; 0 for never. Where restarts are allowed, one
+            that is stopped is ended after 15 seconds in any case.
+        start_timeout_seconds: as for `run_local_workers`.
         grace_seconds: as for `run_local_workers`.
 
     Returns:
@@ -146,6 +153,7 @@ def run_task(
         private_network=False,
         max_restarts=max_restarts,
         hang_timeout_seconds=hang_timeout_seconds,
+        start_timeout_seconds=start_timeout_seconds,
         grace_seconds=grace_seconds,
     )
 
@@ -160,6 +168,7 @@ def _run_lives(
     private_network: bool | None,
     max_restarts: int,
     hang_timeout_seconds: float,
+    start_timeout_seconds: float,
     grace_seconds: float,
 ) -> int:
     """Run one life after the other; return the exit code of the last one."""
@@ -182,6 +191,7 @@ def _run_lives(
                     workers,
                     signals,
                     hang_timeout_seconds=hang_timeout_seconds,
+                    start_timeout_seconds=start_timeout_seconds,
                     grace_seconds=grace_seconds,
                     hurries=max_restarts > 0,
                     sees_all=crew.is_whole,

@@ -19,8 +19,9 @@ _PEER_IS_GONE = re.compile(
     r"UnavailableError|UNAVAILABLE|ABORTED|AbortedError|[Cc]oordination ?[Ss]ervice|[Hh]eartbeat"
     r"|Connection (reset|refused|aborted|closed)|Broken ?pipe|BrokenPipe|Socket closed"
     r"|ConnectionResetError|ConnectionRefusedError|EOFError|Collective ops is aborted"
-    r"|workers must meet within"
+    r"|workers must meet within|Start the missing workers with the same addresses"
 )
+_MISSED = re.compile(r"Start the missing workers with the same addresses")  # of `rendezvous`
 _REFUSED = 2  # exit code for what cannot be run as it was typed
 # Errors that another life would end with as well, and why. The first two are of a disk that takes
 # no checkpoint, as `saver` and the command line say it, the third is of `health`.
@@ -81,6 +82,11 @@ class End:
     def lost_a_peer(self) -> bool:
         """Whether it says that it failed because another worker was gone."""
         return self.is_failure and self._says_a_peer_is_gone()
+
+    @property
+    def missed_a_peer(self) -> bool:
+        """Whether it says that another worker did not come in time."""
+        return self.lost_a_peer and any(_MISSED.search(line) for line in self.lines[-_NUM_SHOWN:])
 
     def _says_a_peer_is_gone(self) -> bool:
         if self.code not in (1, -signal.SIGABRT):

@@ -36,6 +36,7 @@ class Loop(scorer.Scorer):
             SystemExit: when all workers have saved because one was told to leave.
         """
         self.model.stop_training, self._is_training = False, True
+        pulse.beat(self.progress.step, "begin", alone=self.shard.num_workers == 1)
         listening = preemption.heard_in_loop() if run.saver.saves else contextlib.nullcontext()
         try:
             with self.strategy.scope(), run.saver, listening:

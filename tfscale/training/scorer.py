@@ -97,6 +97,7 @@ class Scorer:
             callbacks: Keras' list of callbacks.
             steps_per_execution: batches between two calls of the callbacks; None for all at once.
         """
+        self._beat_begin()
         self.prepare(data.element_spec, "test")
         callbacks.on_test_begin()
         self._functions.reset_metrics()
@@ -127,6 +128,11 @@ class Scorer:
         callbacks.on_test_end(logs)
         return logs
 
+    def _beat_begin(self):
+        """Tell the launcher of work to come, outside of `fit`."""
+        if not self._is_training:
+            pulse.beat(self.progress.step, "begin", alone=self.shard.num_workers == 1)
+
     def _added(self, sums, reports, examples):
         """Sums of reports and of examples so far, or the last report as it is."""
         if self._reports_last:
@@ -150,6 +156,7 @@ class Scorer:
             steps_per_execution: batches between two calls of the callbacks.
         """
         callbacks = callbacks or keras.callbacks.CallbackList()
+        self._beat_begin()
         position, parts, fingerprint = 0, [], 0
         self.model.stop_predicting = False
         callbacks.on_predict_begin()
@@ -160,11 +167,13 @@ class Scorer:
             fingerprint += sum(int(elements.fingerprint_of(batch) or 0) for batch in group)
             outputs = [self.predict_on_batch(*elements.with_count(batch)) for batch in group]
             parts.append(_joined(outputs))
+            pulse.beat(self.progress.step, "predict", self.progress.epoch)
             callbacks.on_predict_batch_end(position - 1, {"outputs": parts[-1]})
             if self.model.stop_predicting:
                 break
         self.check_alike(data, fingerprint, "predict", self.model.stop_predicting)
         data.end_epoch()
+        pulse.beat(self.progress.step, "train" if self._is_training else "idle")
         callbacks.on_predict_end()
         return _joined(parts)
 
