@@ -216,10 +216,18 @@ class TestMirroredTutorial:
         assert "model.keras" in done.files
 
     def test_through_the_launcher_each_worker_trains_alone_and_a_warning_says_so(self, run):
-        done = run(self.name, 2, self.data)
-        one, other = done.results
+        done = run(self.name, 2, self.data, "--folder=.")
+        one, other = (dict(result) for result in done.results)
+        # The first worker finds its own checkpoints, the other perhaps those of the first.
+        assert one.pop("restored") == one["together"] and other.pop("restored")
         assert one == other and one["replicas"] == 1
         assert done.output.count("each of the 2 workers trains alone") == 1
+
+    def test_workers_that_train_alone_leave_the_files_of_one_run(self, run):
+        alone = run(self.name, 0, self.data, "--folder=.", "--one_device")
+        done = run(self.name, 2, self.data, "--folder=.")
+        assert done.files == alone.files and "ckpt/ckpt-3.keras" in done.files
+        assert len((done.folder / "log.csv").read_text().splitlines()) == 4
 
 
 class TestData:

@@ -7,6 +7,7 @@ arguments, its folder to import from, tracebacks and exit codes of its own.
 
 import atexit
 import errno
+import functools
 import json
 import os
 import runpy
@@ -14,9 +15,11 @@ import secrets
 import signal
 import socket
 import sys
+import time
 import zipfile
 from pathlib import Path
 
+_STARTED = time.time()
 _OWN_FILES = (__file__, "<frozen runpy>")
 _LOOP = os.path.join("tfscale", "training", "loop.py")
 
@@ -98,6 +101,8 @@ def _prepare(settings, target, ended_well):
 
         enable_keras_fit(**settings["health"])
     _accept_late_settings(strategy_lib.is_chief())
+    if strategy_lib.shard_of(strategy).num_workers > 1:
+        _make_folders_together()
 
 
 def _seed(settings, target, strategy_lib, strategy):
@@ -205,6 +210,30 @@ def _accept_late_settings(is_chief):
     pass_late(tf.config.experimental, "set_memory_growth")
     pass_late(tf.config, "set_logical_device_configuration", is_one_device)
     pass_late(tf.config.experimental, "set_virtual_device_configuration", is_one_device)
+
+
+def _make_folders_together():
+    """Let a script make a folder that another worker of it has just made.
+
+    Scripts look whether it is there and make it if not; another worker does so in between.
+    """
+    own = set()
+
+    def tolerant(make):
+        @functools.wraps(make)
+        def make_or_share(path, *args, **kwargs):
+            place = os.path.realpath(path)
+            try:
+                make(path, *args, **kwargs)
+            except FileExistsError:
+                is_new = os.path.isdir(place) and os.stat(place).st_ctime >= _STARTED
+                if place in own or not is_new:
+                    raise
+            own.add(place)
+
+        return make_or_share
+
+    os.makedirs, Path.mkdir = tolerant(os.makedirs), tolerant(Path.mkdir)
 
 
 def _run(target):

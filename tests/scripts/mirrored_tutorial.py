@@ -69,10 +69,16 @@ class PrintLR(keras.callbacks.Callback):
         print(f"\nLearning rate for epoch {epoch + 1} is {rates[-1]}")
 
 
+checkpoint_dir = os.path.join(folder, "ckpt")
+if not os.path.exists(checkpoint_dir):
+    os.makedirs(checkpoint_dir)
 checkpoint_prefix = os.path.join(folder, "ckpt_{epoch}.weights.h5")
 callbacks = [
     keras.callbacks.TensorBoard(log_dir=os.path.join(folder, "logs")),
     keras.callbacks.ModelCheckpoint(filepath=checkpoint_prefix, save_weights_only=True),
+    keras.callbacks.ModelCheckpoint(filepath=checkpoint_dir + "/ckpt-{epoch}.keras"),
+    keras.callbacks.CSVLogger(os.path.join(folder, "log.csv")),
+    keras.callbacks.BackupAndRestore(os.path.join(folder, "backup")),
     keras.callbacks.LearningRateScheduler(decay),
     PrintLR(),
 ]
@@ -88,6 +94,10 @@ alone = unreplicated_model.evaluate(eval_dataset, verbose=0)
 with strategy.scope():
     replicated_model = keras.models.load_model(path)
 together = replicated_model.evaluate(eval_dataset, verbose=0)
+checkpoints = [os.path.join(checkpoint_dir, name) for name in os.listdir(checkpoint_dir)]
+with strategy.scope():
+    restored_model = keras.models.load_model(max(checkpoints, key=os.path.getctime))
+restored = restored_model.evaluate(eval_dataset, verbose=0)
 
 print(
     "result",
@@ -99,6 +109,7 @@ print(
             "eval": [eval_loss, eval_acc],
             "alone": alone,
             "together": together,
+            "restored": restored,
         }
     ),
     flush=True,

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tfscale
 from tfscale import testing
 from tfscale.strategy import make_strategy
-from tfscale.training import reduction
+from tfscale.training import reduction, saving
 
 X = np.random.default_rng(0).normal(size=(14, 4)).astype("float32")
 Y = X[:, :1] - X[:, 1:2]
@@ -382,6 +382,32 @@ def test_callbacks_are_left_as_they_came(tmp_path):
     assert [type(callback) for callback in given] == before
     tfscale.disable_keras_fit()
     network().fit(X, Y, callbacks=given, verbose=0)  # Keras' own, with the same callbacks
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_a_worker_beside_the_first_writes_what_the_first_has_not(tmp_path, num_replicas):
+    kinds = keras.callbacks
+    given = [
+        kinds.CSVLogger(str(tmp_path / "log.csv")),
+        kinds.TensorBoard(str(tmp_path / "board")),
+        kinds.BackupAndRestore(str(tmp_path / "backup"), delete_checkpoint=False),
+        kinds.ModelCheckpoint(str(tmp_path / "{epoch}.keras")),
+    ]
+    before = [{n: v for n, v in vars(c).items() if isinstance(v, str)} for c in given]
+    with make_strategy("mirrored", num_replicas).scope():
+        model = network()
+    saving.set_process(rank=1, num_workers=2)
+    (tmp_path / "2.keras").write_text("of the first")
+    model.fit(X, Y, epochs=3, callbacks=given, verbose=0)
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["1.keras", "2.keras", "3.keras", "backup-worker-1"]
+    assert (tmp_path / "2.keras").read_text() == "of the first"
+    assert [{n: vars(c).get(n) for n in b} for c, b in zip(given, before, strict=True)] == before
+    model.save(tmp_path / "3.keras")
+    saving.set_process(rank=0, num_workers=2)
+    model.save(tmp_path / "2.keras")
+    for name in ("2.keras", "3.keras"):
+        keras.models.load_model(tmp_path / name)
 
 
 def _on_one_worker_alone():

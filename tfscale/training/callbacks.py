@@ -91,6 +91,34 @@ def given_back(callbacks):
                 callback.__class__ = own_class
 
 
+@contextlib.contextmanager
+def apart(callbacks, rank):
+    """Inside, callbacks leave alone what those of a worker write that trains beside this one.
+
+    Logs are written by the first worker alone, and each has a backup of its own. Checkpoints are
+    written by all, in whole files, because each may read what it wrote.
+
+    Args:
+        callbacks: as for `prepare`.
+        rank: this worker among those that each train alone; the first one does all.
+    """
+    with contextlib.ExitStack() as stack:
+        for callback in _listed(callbacks) if rank else ():
+            for keras_class, attributes in guards.APART.items():
+                if isinstance(callback, keras_class):
+                    own = attributes(callback, rank, stack)
+                    stack.callback(_put_back, callback, dict(vars(callback)), list(own))
+                    vars(callback).update(own)
+        yield
+
+
+def _put_back(callback, before, names):
+    for name in names:
+        vars(callback).pop(name)
+        if name in before:
+            vars(callback)[name] = before[name]
+
+
 def check_alike(callbacks, strategy, sums):
     """Refuse, on all workers, what only some of them have and all of them need.
 

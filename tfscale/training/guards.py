@@ -316,3 +316,33 @@ GUARDS = {
     keras.callbacks.TensorBoard: TensorBoard,
     keras.callbacks.BackupAndRestore: BackupAndRestore,
 }
+
+
+def _no_file(callback, rank, stack):
+    return {"filename": os.devnull}
+
+
+def _no_message(callback, rank, stack):
+    return {"on_epoch_end": lambda epoch, logs=None: None}
+
+
+def _folder_for_a_while(callback, rank, stack):
+    return {"log_dir": stack.enter_context(tempfile.TemporaryDirectory(prefix="tfscale-"))}
+
+
+def _own_backup(callback, rank, stack):
+    """All paths of a backup, in a folder beside that of the first worker."""
+    shared = callback.backup_dir
+    own = f"{shared.rstrip('/')}-worker-{rank}"
+    paths = {n: p for n, p in vars(callback).items() if isinstance(p, str)}
+    return {n: own + p[len(shared) :] for n, p in paths.items() if p.startswith(shared)}
+
+
+# What a worker's callback has of its own where a worker of lower rank trains beside it:
+# attributes, given the callback, the rank and a stack of contexts that end with the training.
+APART = {
+    keras.callbacks.CSVLogger: _no_file,
+    keras.callbacks.RemoteMonitor: _no_message,
+    keras.callbacks.TensorBoard: _folder_for_a_while,
+    keras.callbacks.BackupAndRestore: _own_backup,
+}

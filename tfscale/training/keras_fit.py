@@ -72,9 +72,12 @@ def enable_keras_fit(
         setattr(keras.Model, name, _replaced(name, getattr(keras.Model, name)))
     reduction_lib.install()
     saving.install()
-    workers = environment.resolve().workers
-    if len(workers) > 1 and not is_seeded():
-        set_seed(zlib.crc32(" ".join(workers).encode()))
+    cluster = environment.resolve()
+    if cluster.num_workers == 1 or cluster.is_evaluator:
+        return
+    saving.set_process(cluster.rank, cluster.num_workers)
+    if not is_seeded():
+        set_seed(zlib.crc32(" ".join(cluster.workers).encode()))
 
 
 def disable_keras_fit():
@@ -88,6 +91,7 @@ def disable_keras_fit():
     _keras_methods.clear()
     reduction_lib.uninstall()
     saving.uninstall()
+    saving.set_process(0, 1)
 
 
 def _check_version(version):
@@ -107,9 +111,13 @@ def _replaced(name, own):
 
     @functools.wraps(own)
     def method(self, *args, **kwargs):
-        if not _is_distributed(self):
+        rank = saving.rank_beside_others(self.distribute_strategy)
+        if not _is_distributed(self) and not rank:
             return own(self, *args, **kwargs)
         bound = signature.bind(self, *args, **kwargs)
+        if not _is_distributed(self):
+            with callbacks_lib.apart(bound.arguments.get("callbacks"), rank):
+                return own(self, *args, **kwargs)
         bound.apply_defaults()
         arguments = dict(bound.arguments)
         arguments.pop(next(iter(arguments)))
@@ -118,7 +126,8 @@ def _replaced(name, own):
             return _evaluate_in_fit(self, arguments["return_dict"])
         if extra:
             raise ValueError(f"Arguments not recognized: {extra}")
-        with callbacks_lib.given_back(arguments.get("callbacks")):
+        called = arguments.get("callbacks")
+        with callbacks_lib.apart(called, rank), callbacks_lib.given_back(called):
             return ours(self, **arguments)
 
     return method
@@ -190,7 +199,7 @@ def _fit(
     own.prepare(data.element_spec, "train")
     watched = own.is_true_somewhere(callbacks_lib.watches_batches(callbacks))
     saver, saved = saver_lib.Saver(), None
-    if fits.of_script() is not None:
+    if fits.of_script() is not None and not saving.rank_beside_others(own.strategy):
         saver, saved = fits.of_script().next(own.strategy, data.gives_same_again)
     health = health_lib.Health(**_health)
     health.check(saver, data)

@@ -13,6 +13,7 @@ import inspect
 import os
 import tempfile
 import threading
+import time
 
 import keras
 import tensorflow as tf
@@ -30,6 +31,37 @@ _SAVERS = (
 )
 _originals = {}
 _silence = threading.local()
+_process = {"rank": 0, "num_workers": 1, "began": 0.0}  # among those that run the same script
+_written = {}  # the inode of what this process has written, by its path
+
+
+def set_process(rank, num_workers):
+    """Say which of the workers that run the same script this process is.
+
+    A model that each of them trains alone, under a strategy of one machine or none, is then saved
+    to the same paths by all, in whole files; what another has written stays, but for the first.
+
+    Args:
+        rank: this worker, 0 <= rank < num_workers.
+        num_workers: workers that run the script.
+    """
+    began = time.time() - 1  # a file system's clock may be behind
+    _process.update(rank=rank, num_workers=num_workers, began=began)
+
+
+def is_beside_others(strategy):
+    """Say whether the other workers each train a model of their own where this one trains one.
+
+    Args:
+        strategy: the strategy of the model.
+    """
+    alone = not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return alone and _process["num_workers"] > 1
+
+
+def rank_beside_others(strategy):
+    """Return this worker's rank among those that each train alone; 0 where they do not."""
+    return _process["rank"] if is_beside_others(strategy) else 0
 
 
 @contextlib.contextmanager
@@ -151,9 +183,18 @@ def whole(path):
         return
     parent, name = os.path.split(os.path.realpath(path))
     os.makedirs(parent, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=parent) as beside:
+    place = _place_beside(parent)
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=place) as beside:
         yield os.path.join(beside, name)
         _move(beside, parent)
+
+
+def _place_beside(parent):
+    """Where to write what is to be in a folder: above it if other workers may list it meanwhile."""
+    above = os.path.dirname(parent)
+    if _process["num_workers"] == 1 or not os.access(above, os.W_OK):
+        return parent
+    return above if os.stat(above).st_dev == os.stat(parent).st_dev else parent
 
 
 def _move(source, target):
@@ -195,7 +236,7 @@ def install():
     """Make Keras' functions that save a model fit for many workers; see this module.
 
     They may then be called on all workers, on one alone, or with another path on each. Models of
-    one device are saved as before.
+    one device are saved as before where this process is the only one.
 
     Returns:
         Whether anything was put in place: False if it was there already.
@@ -227,6 +268,14 @@ def taking_over():
             uninstall()
 
 
+def _is_anothers(path):
+    """Whether another worker has written a file, or the first one has since this one did."""
+    if not os.path.exists(path):
+        return False
+    found, mine = os.stat(path), _written.get(os.path.realpath(path))
+    return found.st_ctime >= _process["began"] and found.st_ino != mine
+
+
 def _fit_for_workers(original):
     signature = inspect.signature(original)
 
@@ -234,6 +283,7 @@ def _fit_for_workers(original):
     def save(model, filepath, *args, **kwargs):
         strategy = model.distribute_strategy
         many_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        many_workers |= is_beside_others(strategy)
         if not many_workers and strategy.num_replicas_in_sync == 1:
             return original(model, filepath, *args, **kwargs)
         if getattr(_silence, "is_on", False):
@@ -251,12 +301,17 @@ def _fit_for_workers(original):
                     "Look for the file first, and leave `overwrite` out."
                 )
             return original(model, filepath, *args, **kwargs)
+        rank = rank_beside_others(strategy)
+        if rank and _is_anothers(filepath):
+            return None
         speaks = original.__name__ == "export" and given.get("verbose") is not False
         if speaks:  # Keras would name the path beside.
             given["verbose"] = False
         with whole(filepath) as given["filepath"], local_reads(strategy):
             result = original(*bound.args, **bound.kwargs)
-        if speaks and shard_of(strategy).worker == 0:
+        if rank and os.path.exists(filepath):
+            _written[os.path.realpath(filepath)] = os.stat(filepath).st_ino
+        if speaks and shard_of(strategy).worker == rank == 0:
             print(f"Saved artifact at '{filepath}'.", flush=True)
         return result
 
