@@ -17,7 +17,7 @@ import pytest
 
 pytestmark = [pytest.mark.workers, pytest.mark.faults]
 NUM_FAULTS = 20
-EPOCHS = "60"
+EPOCHS = "150"
 LONGEST_SECONDS = 30.0  # between two faults: some come while the workers start
 QUICK = ("--hang_timeout_seconds=6", "--start_timeout_seconds=30")
 FIT = (
