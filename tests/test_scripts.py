@@ -261,3 +261,12 @@ def test_a_loop_for_one_device_fails_with_the_way_out(tmp_path):
     assert done.code == 1
     last = (tmp_path / "logs" / "worker-0.log").read_text().splitlines()[-1]
     assert "strategy" in last and "tfscale.Trainer(model, step=...)" in last
+    assert "Gradients by the inputs are taken inside a tf.function" in last
+
+
+def test_a_call_of_the_chief_alone_fails_with_the_way_out(tmp_path):
+    script = str(SCRIPTS / "chief_alone.py")
+    done = Run(["-m", "tfscale.launch", "--workers=2", "--log_dir=logs", script], tmp_path)
+    assert done.code == 1
+    log = (tmp_path / "logs" / "worker-0.log").read_text()
+    assert "tfscale: Workers met in different calls" in log and "AssertionError" not in log

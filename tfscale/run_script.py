@@ -10,6 +10,7 @@ import errno
 import functools
 import json
 import os
+import re
 import runpy
 import secrets
 import signal
@@ -21,6 +22,7 @@ from pathlib import Path
 
 _STARTED = time.time()
 _OWN_FILES = (__file__, "<frozen runpy>")
+_OTHER_COLLECTIVE = r"Collective instance \d+ expected|Shape mismatch in the collective instance"
 _LOOP = os.path.join("tfscale", "training", "loop.py")
 
 
@@ -270,9 +272,15 @@ def _advice(error, settings):
             )
         if "not available outside the replica context" in str(error):
             return (
-                "A training loop of one's own runs its step on the replicas, with "
-                "tf.distribute.get_strategy().run(step, args=...) inside a tf.function; or use "
-                "tfscale.Trainer(model, step=...)."
+                "Gradients by the inputs are taken inside a tf.function. A training loop of one's "
+                "own runs its step on the replicas, with tf.distribute.get_strategy().run(step, "
+                "args=...) inside a tf.function; or use tfscale.Trainer(model, step=...)."
+            )
+        if re.search(_OTHER_COLLECTIVE, str(error)):
+            return (
+                "Workers met in different calls. fit, evaluate, predict and reading a metric are "
+                "calls of all workers: make them on each, in the same order, and use what they "
+                "return on the chief alone (tfscale.is_chief())."
             )
         error = error.__cause__ or error.__context__
     return ""
