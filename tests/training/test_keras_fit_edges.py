@@ -345,6 +345,27 @@ def test_a_graph_of_ones_own_is_refused_before_the_first_step(purpose):
     assert len(steps) == (purpose == "predict")
 
 
+@pytest.mark.parametrize("hook", ["on_train_begin", "on_epoch_begin"])
+def test_a_stop_before_the_first_step_ends_after_it(hook):
+    asked = []
+
+    class Stop(keras.callbacks.Callback):
+        def stop(self, epoch=0, logs=None):
+            asked.append(epoch)
+            self.model.stop_training = epoch == 3 or hook == "on_train_begin"
+
+    setattr(Stop, hook, lambda self, *args: self.stop(*args[:-1]))
+
+    def run():
+        model = network()
+        x, y = np.tile(X, (20, 1)), np.tile(Y, (20, 1))
+        model.fit(x, y, batch_size=2, epochs=5, callbacks=[Stop()], verbose=0)
+        return int(model.optimizer.iterations.numpy())
+
+    one, two = on_both(run)
+    assert two == one == (1 if hook == "on_train_begin" else 3 * 140 + 1)
+
+
 class Sparse(keras.Model):
     def call(self, x):
         return {"sparse": tf.sparse.from_dense(tf.nn.relu(x)), "dense": x}
@@ -453,6 +474,15 @@ def _on_one_worker_alone():
     run = tf.function(lambda element: strategy.run(step, args=(element,)))
     noise = run(next(iter(data))).numpy()
 
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.stop_training = epoch == 2
+
+    before = int(model.optimizer.iterations.numpy())
+    many = {"batch_size": 2, "epochs": 4, "verbose": 0}
+    model.fit(np.tile(x, (20, 1)), np.ones((160, 1)), callbacks=[Stop()] if chief else [], **many)
+    steps = int(model.optimizer.iterations.numpy()) - before
+
     with tempfile.TemporaryDirectory() as folder:
         backup = keras.callbacks.BackupAndRestore(os.path.join(folder, "b"))
         if chief:
@@ -466,7 +496,7 @@ def _on_one_worker_alone():
             refused = ""
         except ValueError as error:
             refused = str(error)
-    testing.collect(loss=history.history["loss"], noise=noise, refused=refused)
+    testing.collect(loss=history.history["loss"], noise=noise, refused=refused, steps=steps)
 
 
 def _callbacks_on_the_chief_alone():
@@ -545,6 +575,7 @@ def test_what_one_worker_alone_has_neither_hangs_nor_is_silent():
     assert not np.array_equal(first.arrays["noise"], second.arrays["noise"])
     for worker in (first, second):
         assert "the same backup on every worker" in str(worker.arrays["refused"])
+        assert worker.arrays["steps"] == 2 * 80 + 1
 
 
 def _on_images_without_labels():

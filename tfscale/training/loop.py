@@ -105,9 +105,10 @@ class Loop(scorer.Scorer):
         # A restored epoch may have its validation left only.
         logs = self._logs(self._functions.metrics(True)) if at.position else {}
         taken, k, code, ended = 0, 0, 0, False
+        stops = self.is_true_somewhere(self.model.stop_training)  # before a step, as Keras may
         while at.position != run.steps_in_epoch(at) and not run.stopped:
             most = self._functions.most_steps(iterator, run.is_open_ended, run.health.bounds)
-            k = run.next_steps(at, most)
+            k = run.next_steps(at, 1 if stops else most)
             run.callbacks.on_train_batch_begin(at.position)
             began = time.perf_counter()
             taken, examples, chosen, votes = self._take_steps(run, iterator, k)
