@@ -74,7 +74,11 @@ def define_supervision(values, max_restarts, note=""):
             max_restarts,
             f"failures within an hour that restart the workers{note}; in a cluster 0, unless given",
         ),
-        ("hang_timeout_seconds", 0, "restart when no step ends for so long, the first included; 0: wait"),
+        (
+            "hang_timeout_seconds",
+            0,
+            "restart when no step, or first step, ends for so long; 0: wait",
+        ),
         ("grace_seconds", 60, "time for workers to save and leave after a signal"),
     ):
         flags.DEFINE_integer(name, default, text, lower_bound=0, flag_values=values)

@@ -62,6 +62,17 @@ def test_nothing_is_expected_of_a_worker_that_starts_or_rests(heart, phase):
     assert heart.read().number == 1 and not heart.read().is_watched
 
 
+def test_others_are_missed_from_the_beginning_of_shared_work_to_its_end(heart):
+    for code, alone in (
+        ("pulse.beat(0, 'begin', alone=True); pulse.beat(1)", True),
+        ("pulse.beat(1); pulse.let_go()", True),
+        ("pulse.let_go(); pulse.beat(1, 'idle'); pulse.beat(1)", False),
+        ("pulse.let_go(); pulse.beat(1, 'begin'); pulse.beat(2)", False),
+    ):
+        run_worker(heart, f"pulse.begin(); {code}")
+        assert heart.read().alone == alone and heart.read().is_watched, code
+
+
 def test_a_process_that_nobody_launched_says_nothing(heart):
     code = "pulse.begin(); pulse.beat(3); pulse.promise_to_save()"
     for place in ("", "nonsense", f"{heart.variable}0", "0:0:0"):

@@ -171,7 +171,7 @@ def beat(step: int, phase: str = "train", epoch: int = -1, alone: bool = False) 
             script's own of at most 16 ASCII letters.
         epoch: the epoch under way, from 0; -1 for none.
         alone: whether it begins work that needs no other worker, which then may end before it;
-            so until the next phase in which nothing is expected.
+            so until the next "begin", or phase in which nothing is expected.
     """
     if _own.memory is None:
         return
@@ -179,9 +179,17 @@ def beat(step: int, phase: str = "train", epoch: int = -1, alone: bool = False) 
     _own.step, _own.epoch, _own.phase = step, epoch, phase.encode("ascii", "replace")
     if alone:
         _own.flags |= _ALONE
-    elif phase in RESTING:
+    elif phase in (*RESTING, "begin"):
         _own.flags &= ~_ALONE
     _write()
+
+
+def let_go() -> None:
+    """Say that work has ended, maybe with an exception, so that no other worker is missed by it.
+
+    Step and phase stay, for a report.
+    """
+    _set_flag(_ALONE, True)
 
 
 def beat_done() -> None:

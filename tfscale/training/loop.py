@@ -36,7 +36,6 @@ class Loop(scorer.Scorer):
             SystemExit: when all workers have saved because one was told to leave.
         """
         self.model.stop_training, self._is_training = False, True
-        pulse.beat(self.progress.step, "begin", alone=self.shard.num_workers == 1)
         listening = preemption.heard_in_loop() if run.saver.saves else contextlib.nullcontext()
         try:
             with self.strategy.scope(), run.saver, listening:
@@ -47,6 +46,7 @@ class Loop(scorer.Scorer):
                     self._end(run)
         finally:
             self._is_training = False
+            pulse.let_go()
         pulse.beat(self.progress.step, "idle")
         return run.history
 

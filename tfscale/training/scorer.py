@@ -48,10 +48,15 @@ class Scorer:
     def prepare(self, spec, purpose):
         """Make all variables and the graphs' functions, anew after `compile`.
 
+        All work begins here, so the launcher is told of it: the workers may wait for each other
+        from now on.
+
         Args:
             spec: of the batches to come, the `element_spec` of `Batches`.
             purpose: "train", "test" or "predict".
         """
+        if not self._is_training:
+            pulse.beat(self.progress.step, "begin", alone=self.shard.num_workers == 1)
         model, jit_compile = self.model, self._jit_compile
         if self._is_merging:
             with self.strategy.scope():
@@ -97,7 +102,6 @@ class Scorer:
             callbacks: Keras' list of callbacks.
             steps_per_execution: batches between two calls of the callbacks; None for all at once.
         """
-        self._beat_begin()
         self.prepare(data.element_spec, "test")
         callbacks.on_test_begin()
         self._functions.reset_metrics()
@@ -124,14 +128,13 @@ class Scorer:
         if position and not steps_per_execution:
             callbacks.on_test_batch_end(position - 1, logs)
         data.end_epoch()
-        pulse.beat(self.progress.step, "train" if self._is_training else "idle")
+        self._beat_end()
         callbacks.on_test_end(logs)
         return logs
 
-    def _beat_begin(self):
-        """Tell the launcher of work to come, outside of `fit`."""
-        if not self._is_training:
-            pulse.beat(self.progress.step, "begin", alone=self.shard.num_workers == 1)
+    def _beat_end(self):
+        """Tell the launcher that work outside of `fit` has ended."""
+        pulse.beat(self.progress.step, "train" if self._is_training else "idle")
 
     def _added(self, sums, reports, examples):
         """Sums of reports and of examples so far, or the last report as it is."""
@@ -156,7 +159,6 @@ class Scorer:
             steps_per_execution: batches between two calls of the callbacks.
         """
         callbacks = callbacks or keras.callbacks.CallbackList()
-        self._beat_begin()
         position, parts, fingerprint = 0, [], 0
         self.model.stop_predicting = False
         callbacks.on_predict_begin()
@@ -165,7 +167,7 @@ class Scorer:
             callbacks.on_predict_batch_begin(position)
             position += len(group)
             fingerprint += sum(int(elements.fingerprint_of(batch) or 0) for batch in group)
-            outputs = [self.predict_on_batch(*elements.with_count(batch)) for batch in group]
+            outputs = [self._outputs(*elements.with_count(batch)) for batch in group]
             parts.append(_joined(outputs))
             pulse.beat(self.progress.step, "predict", self.progress.epoch)
             callbacks.on_predict_batch_end(position - 1, {"outputs": parts[-1]})
@@ -173,7 +175,7 @@ class Scorer:
                 break
         self.check_alike(data, fingerprint, "predict", self.model.stop_predicting)
         data.end_epoch()
-        pulse.beat(self.progress.step, "train" if self._is_training else "idle")
+        self._beat_end()
         callbacks.on_predict_end()
         return _joined(parts)
 
@@ -201,10 +203,16 @@ class Scorer:
         """Take one step, or score, on a batch at hand; return its numbers by name."""
         self._functions.reset_metrics()
         results = self._functions.step_on_batch(share, global_count, training)
+        self._beat_end()
         return self._functions.in_order(floats(results), training)
 
     def predict_on_batch(self, share, global_count):
         """Return the outputs for a batch at hand, as arrays."""
+        outputs = self._outputs(share, global_count)
+        self._beat_end()
+        return outputs
+
+    def _outputs(self, share, global_count):
         outputs = self._functions.predict_step(share, global_count)
         return tf.nest.map_structure(
             lambda t: t if isinstance(t, (tf.RaggedTensor, tf.SparseTensor)) else t.numpy(),
