@@ -41,8 +41,9 @@ def enable_keras_fit(
     gradients are accumulated, moving statistics are averaged before they are scored or saved;
     callbacks that write do so on the chief alone. Models without a strategy are not touched.
 
-    In a cluster of several workers, a script that has set no seed gets one that is the same on
-    all of them, so that an unseeded shuffle gives each the same order.
+    In a cluster of several workers, a script that has not seeded TensorFlow gets a seed that is
+    the same on all of them, so that an unseeded shuffle gives each the same order. One that has
+    seeds NumPy and Python itself, as `keras.utils.set_random_seed` does.
 
     Args:
         on_bad_loss: what a step does whose loss or weights are not finite: "stop", "skip",
