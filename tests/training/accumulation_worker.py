@@ -91,7 +91,7 @@ def train(
 
 def outcome(model, history):
     arrays = {name: v.numpy() for name, v in tf.function(lambda: state.read(model))().items()}
-    arrays = {name: v for name, v in arrays.items() if not name.startswith("metrics")}
+    arrays = {name: v for name, v in arrays.items() if not name.startswith(("metrics", "replicas"))}
     if not isinstance(model, TwoOptimizers):  # Keras reports its last loss, not the mean
         arrays["curve"] = np.array(history.history["loss"])
     return arrays
