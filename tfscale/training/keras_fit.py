@@ -21,6 +21,8 @@ from tfscale.training import reduction as reduction_lib
 from tfscale.training import saver as saver_lib
 
 SUPPORTED_KERAS = ("3.13", "3.14", "3.15")
+# Before 3.15, `train_on_batch` and `test_on_batch` go on with the metrics of the batches before.
+_BATCH_RESETS_METRICS = not keras.__version__.startswith(("3.13.", "3.14."))
 METHODS = ("fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "predict_on_batch")
 
 _keras_methods = {}
@@ -303,7 +305,7 @@ def _on_batch(model, x, y, sample_weight, class_weight, return_dict, training):
     own.prepare(batch.element_spec, "train" if training else "test")
     _check_alike(own, batch, "train_on_batch" if training else "test_on_batch")
     with own.strategy.scope():
-        logs = own.step_on_batch(*batch.element(own.shard), training)
+        logs = own.step_on_batch(*batch.element(own.shard), training, _BATCH_RESETS_METRICS)
     return _as_returned(model, logs, return_dict)
 
 

@@ -199,9 +199,17 @@ class Scorer:
         if not ended and self.shard.num_workers * squares != total**2:
             elements.refuse_other_batches(data, self.shard, method=method)
 
-    def step_on_batch(self, share, global_count, training):
-        """Take one step, or score, on a batch at hand; return its numbers by name."""
-        self._functions.reset_metrics()
+    def step_on_batch(self, share, global_count, training, resets=True):
+        """Take one step, or score, on a batch at hand; return its numbers by name.
+
+        Args:
+            share: this worker's share of it.
+            global_count: its examples.
+            training: whether to take a step.
+            resets: whether metrics begin anew, or go on from the batches before.
+        """
+        if resets:
+            self._functions.reset_metrics()
         results = self._functions.step_on_batch(share, global_count, training)
         self._beat_end()
         return self._functions.in_order(floats(results), training)
