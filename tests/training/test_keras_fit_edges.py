@@ -295,6 +295,21 @@ def test_xla_is_no_part_of_a_step_of_ones_own_and_that_is_said_once(warnings):
     assert len([line for line in warnings if "step of your own" in line]) == 1
 
 
+class Divides(WrittenForStrategies):
+    def train_step(self, data):
+        self.dense.trainable = bool(tf.distribute.get_strategy().num_replicas_in_sync)
+        return super().train_step(data)
+
+
+@pytest.mark.parametrize(("kind", "num_said"), [(Divides, 1), (WrittenForStrategies, 0)])
+def test_a_step_that_reads_the_number_of_replicas_is_warned_of(kind, num_said, warnings):
+    with make_strategy("mirrored", 2).scope():
+        model = kind(4)
+        model.compile(keras.optimizers.SGD(0.1))
+    model.fit(X[:4], Y[:4], batch_size=4, epochs=2, verbose=0)
+    assert len([line for line in warnings if "num_replicas_in_sync" in line]) == num_said
+
+
 class OwnEvaluate(keras.Model):
     """Scores in a way of its own, which `fit` uses for validation, as in Keras."""
 

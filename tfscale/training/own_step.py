@@ -10,6 +10,7 @@ import inspect
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from tfscale.training import reduction as reduction_lib
 
@@ -30,6 +31,14 @@ class OwnStep:
         self._takes_share = takes_share
         self._names, self._results, self._updated = [], {}, {}
         self._sources = {}  # of each returned number: a metric, a metric's name, or None
+        replicas = model.distribute_strategy.num_replicas_in_sync
+        if replicas > 1 and "num_replicas_in_sync" in _names_in(getattr(step, "__code__", None)):
+            logging.warning(
+                "The step of %s reads num_replicas_in_sync. If it divides the loss by it, it "
+                "trains at 1/%d of the rate: leave that out, a loss is a mean over the share.",
+                model.name,
+                replicas,
+            )
 
     def __call__(self, data, share):
         """Take the step.
@@ -128,6 +137,12 @@ class OwnStep:
         """Return numbers by name in the order in which the step returned them."""
         first = {name: logs[name] for name in self._names if name in logs}
         return {**first, **logs}
+
+
+def _names_in(code):
+    """Names that Python code reads, the functions inside of it included; none of None."""
+    inner = [c for c in getattr(code, "co_consts", ()) if inspect.iscode(c)]
+    return {*getattr(code, "co_names", ()), *(name for c in inner for name in _names_in(c))}
 
 
 def _flat(report):
