@@ -40,6 +40,8 @@ CHOSEN = [  # fault, moment, rank, workers, flags
     ("leave", "step", 0, 2),
     ("exit", "epochs", 1, 2),
 ]
+# Each fault and each moment is among the others.
+SLOW = [case for case in CHOSEN if case[3] == 3 or case[1] == "rename" or "--" in str(case[4:])]
 MATRIX = [
     (fault, moment, rank, workers, *((QUICK,) if fault == "stop" else ()))
     for workers in (2, 3)
@@ -84,7 +86,11 @@ def check_case(tmp_path, undisturbed, fault, moment, rank, workers, *flags):
     launched.check_equal(run, expected, workers)
 
 
-@pytest.mark.parametrize("case", CHOSEN, ids=name_of)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in CHOSEN],
+    ids=name_of,
+)
 def test_a_fault_costs_no_bit(tmp_path, undisturbed, case):
     check_case(tmp_path, undisturbed, *case)
 

@@ -66,6 +66,7 @@ def test_the_same_command_goes_on_after_any_signal(tmp_path, undisturbed):
     launched.check_equal(run, undisturbed())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_on_two_then_one_then_three_workers_the_losses_are_the_same(tmp_path, plain):
     folder = tmp_path / "run"

@@ -11,7 +11,7 @@ import time
 import launched
 import pytest
 
-pytestmark = pytest.mark.workers
+pytestmark = [pytest.mark.workers, pytest.mark.slow]
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 FLAGS = [
     *("--deterministic", "--seed=1", "--max_restarts=3", "--start_timeout_seconds=60"),
