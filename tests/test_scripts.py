@@ -270,3 +270,17 @@ def test_a_call_of_the_chief_alone_fails_with_the_way_out(tmp_path):
     assert done.code == 1
     log = (tmp_path / "logs" / "worker-0.log").read_text()
     assert "tfscale: Workers met in different calls" in log and "AssertionError" not in log
+
+
+class TestCompiledBelowTheScope:
+    def test_every_worker_reports_what_keras_reports_on_one_device(self, run):
+        [expected] = run("compiled_outside.py", 0).results
+        for found in run("compiled_outside.py", 2).results:
+            assert_close(found, expected)
+
+    def test_a_model_without_a_strategy_is_trained_alone_with_a_warning(self, run):
+        done = run("compiled_outside.py", 2, "outside")
+        assert done.output.count("was made outside of the scope of a strategy") == 1
+        [expected] = run("compiled_outside.py", 0).results
+        for found in done.results:
+            assert_close(found, expected)

@@ -302,9 +302,9 @@ def _literal(text):
 def _help(usage, values, with_config):
     """The text of `--help`: usage, flags, then sections and fields with their defaults."""
     lines = [usage.strip(), "", "Flags:"]
-    own = [flag for flag in values.flags_by_module_dict().get(sys.argv[0], [])]
-    own = own or [values[name] for name in values if name not in ("help", "helpfull")]
-    for flag in own:
+    hidden = ("help", "helpfull", "helpshort", "helpxml")
+    names = [name for name in values if name not in hidden and name.partition(".")[0] != "config"]
+    for flag in (values[name] for name in names):
         default = "" if flag.default in (None, "", False, 0) else f"  [{flag.default}]"
         lines.append(f"  --{flag.name:<28}{flag.help}{default}")
     if with_config:

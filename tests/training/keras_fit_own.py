@@ -261,5 +261,7 @@ def own_steps(scope):
         yield f"{name}, evaluate", None, model.evaluate(X, Y, batch_size=6, verbose=0)
         if name == "guide":
             yield f"{name}, predict", None, model.predict(X, batch_size=7, verbose=0)
+            model.reset_metrics()
             yield f"{name}, on batch", model, model.train_on_batch(X[:5], Y[:5], return_dict=True)
+            model.reset_metrics()
             yield f"{name}, test on batch", model, model.test_on_batch(X[:5], Y[:5])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 _MAX_LINE_BYTES = 64 * 1024
-_MAX_SHOWN = 300  # characters of a line that an error repeats
+_MAX_SHOWN = 1000  # characters of a line that an error repeats
 _NUM_KEPT = 500  # lines: the stacks of some forty threads, or an exception from inside a graph
 _STACK = b"(most recent call first):"
 

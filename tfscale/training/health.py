@@ -238,7 +238,8 @@ class Health:
             listed = ", ".join(map(str, before)) or "none"
             return (
                 f"max_bad_steps={self._max_bad_steps} allows no more; those before were at steps "
-                f"{listed}. Look at these examples, lower the learning rate, or clip gradients."
+                f"{listed}. Look at this batch, lower the learning rate, clip gradients, or raise "
+                "max_bad_steps: a bad batch counts in each epoch."
             )
         return (
             "Look at these examples, lower the learning rate, or clip gradients; "

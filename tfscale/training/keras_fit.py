@@ -7,6 +7,7 @@ are those of `Trainer`.
 
 import functools
 import inspect
+import sys
 import zlib
 
 import keras
@@ -26,6 +27,7 @@ _BATCH_RESETS_METRICS = not keras.__version__.startswith(("3.13.", "3.14."))
 METHODS = ("fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "predict_on_batch")
 
 _keras_methods = {}
+_said = []  # models that train alone
 _health = {}  # what `health.Health` takes, for each call of `fit`
 _LOOP = "tfscale_loop"  # on a model that came through this door, so that both go together
 _VALIDATING = "validating"  # on a loop: the `FitRun` whose validation is under way
@@ -73,6 +75,8 @@ def enable_keras_fit(
     for name in METHODS:
         _keras_methods[name] = vars(keras.Model).get(name)  # None where it is inherited
         setattr(keras.Model, name, _replaced(name, getattr(keras.Model, name)))
+    _keras_methods["compile"] = vars(keras.Model).get("compile")
+    keras.Model.compile = _in_scope(keras.Model.compile)
     reduction_lib.install()
     saving.install()
     cluster = environment.resolve()
@@ -107,6 +111,36 @@ def _check_version(version):
         )
 
 
+def _in_scope(own):
+    """`keras.Model.compile`, which makes metrics, in the scope of the model's strategy."""
+
+    @functools.wraps(own)
+    def compile(self, *args, **kwargs):
+        if not _is_distributed(self):
+            return own(self, *args, **kwargs)
+        with self.distribute_strategy.scope():
+            return own(self, *args, **kwargs)
+
+    return compile
+
+
+def _warn_alone(model):
+    """Say once, on the chief, that a model without a strategy trains on each worker by itself."""
+    kinds = (tf.distribute.MirroredStrategy, tf.distribute.OneDeviceStrategy)  # lending warns
+    cluster = environment.resolve()
+    if _said or isinstance(model.distribute_strategy, kinds) or cluster.num_workers == 1:
+        return
+    _said.append(model.name)
+    if cluster.is_chief:
+        print(
+            f"warning: The model {model.name!r} was made outside of the scope of a strategy, so "
+            f"each of the {cluster.num_workers} workers trains it alone. To train together make "
+            "it below `with strategy.scope():`, or make no strategy under tfscale.launch.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def _replaced(name, own):
     """A method of `keras.Model` that is ours under a strategy and Keras' own elsewhere."""
     ours = globals()[f"_{name}"]
@@ -114,6 +148,8 @@ def _replaced(name, own):
 
     @functools.wraps(own)
     def method(self, *args, **kwargs):
+        if name == "fit" and not _is_distributed(self):
+            _warn_alone(self)
         rank = saving.rank_beside_others(self.distribute_strategy)
         if not _is_distributed(self) and not rank:
             return own(self, *args, **kwargs)

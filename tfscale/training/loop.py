@@ -53,6 +53,7 @@ class Loop(scorer.Scorer):
     def _begin(self, run, saved):
         """Get ready, and go where a checkpoint or Keras' backup says."""
         callbacks_lib.check_alike(run.callbacks.callbacks, self.strategy, self.sums)
+        self._check_same_limits(run)
         run.saver.begin(self.model, self.is_chief, run.validation is not None)
         if run.saver.saves:
             self._functions.read_state.get_concrete_function()  # traced before it must be quick
@@ -70,6 +71,25 @@ class Loop(scorer.Scorer):
         folder = run.saver.checkpoints and run.saver.checkpoints.directory
         if run.health.needs_checkpoint and (saved is None or saved.path.parent != folder):
             self._save(run)
+
+    def _check_same_limits(self, run):
+        """Refuse a `fit` that is to go on for longer on one worker than on another."""
+        if self.shard.num_workers == 1:
+            return
+        limits = {
+            "epochs": run.epochs,
+            "initial_epoch": run.first_epoch,
+            "steps an epoch": run.steps_per_epoch or 0,
+            "examples a global batch": run.data.global_batch_size or 0,
+        }
+        mine = list(limits.values())
+        sums = self.sums(*mine, *(value * value for value in mine))
+        for i, (name, value) in enumerate(limits.items()):
+            if self.shard.num_workers * sums[len(mine) + i] != sums[i] ** 2:
+                raise ValueError(
+                    f"All workers must call fit alike. Received: {name} of {value} on worker "
+                    f"{self.shard.worker}, and other numbers on others. Give all the same."
+                )
 
     def _end(self, run):
         """Finish the weights, tell the callbacks, and wait for what is written."""

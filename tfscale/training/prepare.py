@@ -165,6 +165,17 @@ def _check_in_scope(model, strategy):
                 f"Received: {model.name}, whose {weight.path} was made outside of it. Move the "
                 "lines that make the model below `with strategy.scope():`."
             )
+    if shard_of(strategy).num_workers == 1:
+        return
+    for metric in model.metrics:
+        for variable in metric.variables:
+            if not strategy.extended.variable_created_in_scope(variable.value):
+                raise ValueError(
+                    "Metrics must be made in the scope of the strategy, and the model compiled in "
+                    "it: each worker would else report its own share. Received: "
+                    f"{metric.name!r}, made outside of it. Move compile, and the lines that make "
+                    "metrics, below `with strategy.scope():`."
+                )
 
 
 def _build_optimizer(optimizer, variables):
