@@ -87,6 +87,7 @@ def go_on_from(loop, run, saved):
     facts, at = saved.facts, loop.progress
     if facts["progress"]["position"]:
         # What callbacks do at its begin was done before the checkpoint, which undoes it here.
+        at.go_on_from(facts["progress"])
         run.callbacks.on_epoch_begin(facts["progress"]["epoch"])
         run.epoch_is_begun = True
     _take_over(loop, run, saved)
