@@ -45,9 +45,9 @@ class Experiment:
     trainer: Trainer
 
     @staticmethod
-    def save_when_told_to_leave():
-        """For the rest of this process, save and leave at SIGTERM, SIGUSR1 and Ctrl-C."""
-        preemption.listen()
+    def told_to_leave():
+        """As a context: SIGTERM, SIGUSR1 and Ctrl-C let a run save before they end the process."""
+        return preemption.listening()
 
     def train(self, run_dir="", resume="auto", verbose="auto"):
         """Train, save the model, score the test split, write the summary.

@@ -208,14 +208,14 @@ def _train(values, cluster):
         deterministic=values.deterministic,
         start_timeout_seconds=values.start_timeout_seconds,
     )
-    run.save_when_told_to_leave()
     is_chief = run.trainer.is_chief
     if values.dry_run:
         lines = run.dry_run()
         if is_chief:
             print("\n".join(lines))
         return 0
-    summary = run.train(values.run_dir, values.resume)
+    with run.told_to_leave():
+        summary = run.train(values.run_dir, values.resume)
     if is_chief:
         print(_ending(summary, run.folder.path))
     return 0

@@ -121,6 +121,7 @@ class TestTheDisk:
             check_ended_well(run, "OSError: [Errno 30] Read-only file system")
         assert run.steps() == whole
 
+    @pytest.mark.slow
     def test_that_is_gone_ends_the_run(self, tmp_path):
         run = launched.launch(tmp_path / "run", **SLOW)
         try:

@@ -137,6 +137,7 @@ def test_two_workers_equal_one_device(name, door):
     check_equal(multiworker(name, door), reference(name, door), name)
 
 
+@pytest.mark.slow
 @pytest.mark.workers
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("name", "door"), ON_THREE_WORKERS)

@@ -27,6 +27,7 @@ _BATCH_RESETS_METRICS = not keras.__version__.startswith(("3.13.", "3.14."))
 METHODS = ("fit", "evaluate", "predict", "train_on_batch", "test_on_batch", "predict_on_batch")
 
 _keras_methods = {}
+_keras_compile = []  # the class that has it, and its own
 _said = []  # models that train alone
 _health = {}  # what `health.Health` takes, for each call of `fit`
 _LOOP = "tfscale_loop"  # on a model that came through this door, so that both go together
@@ -75,8 +76,10 @@ def enable_keras_fit(
     for name in METHODS:
         _keras_methods[name] = vars(keras.Model).get(name)  # None where it is inherited
         setattr(keras.Model, name, _replaced(name, getattr(keras.Model, name)))
-    _keras_methods["compile"] = vars(keras.Model).get("compile")
-    keras.Model.compile = _in_scope(keras.Model.compile)
+    # Where Keras has it: a model whose class has another `compile` is not compiled when loaded.
+    owner = next(kind for kind in keras.Model.__mro__ if "compile" in vars(kind))
+    _keras_compile.append((owner, owner.compile))
+    owner.compile = _in_scope(owner.compile)
     reduction_lib.install()
     saving.install()
     cluster = environment.resolve()
@@ -96,6 +99,8 @@ def disable_keras_fit():
         if own is not None:
             setattr(keras.Model, name, own)
     _keras_methods.clear()
+    owner, own = _keras_compile.pop()
+    owner.compile = own
     reduction_lib.uninstall()
     saving.uninstall()
     saving.set_process(0, 1)

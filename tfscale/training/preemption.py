@@ -52,6 +52,22 @@ def listen():
 
 
 @contextlib.contextmanager
+def listening():
+    """Inside, `listen`; for a command that a program may call. Nothing on another thread."""
+    if _heard.before is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    listen()
+    try:
+        yield
+    finally:
+        for number, handler in _heard.before.items():
+            signal.signal(number, handler)
+        _heard.before, _heard.code = None, 0
+        pulse.promise_to_save(False)
+
+
+@contextlib.contextmanager
 def heard_in_loop():
     """Inside, signals wait for the loop to act on them, as votes.
 

@@ -159,6 +159,7 @@ class Trainer:
             own = save_every if any(save_every.values()) else {}
             own_saver, saved = numbered.next(self.strategy, data.gives_same_again, **own)
             resume_from = saved or resume_from
+        own_health.check(own_saver, data)
         run = fit_run.FitRun(
             data=data,
             health=own_health,
