@@ -62,6 +62,7 @@ def kill_at(process, run_dir, step, rank):
     os.kill(worker_pid(process.pid, rank), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.workers
 @pytest.mark.timeout(600)
 def test_killed_workers_cost_no_step_and_no_bit(tmp_path):

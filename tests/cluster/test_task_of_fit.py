@@ -66,6 +66,7 @@ def wait_for_checkpoint(folder, after_step, tasks):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.workers
 @pytest.mark.timeout(400)
 def test_tasks_meet_again_after_the_worker_of_either_was_killed(tmp_path):
