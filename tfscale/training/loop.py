@@ -197,7 +197,8 @@ class Loop(scorer.Scorer):
             open_ended=run.is_open_ended,
             bounds=run.health.bounds,
         )
-        results = tf.nest.map_structure(lambda t: t.numpy(), results)
+        # Where steps run eagerly, Keras 3.13 gives metrics as Python's numbers.
+        results = tf.nest.map_structure(lambda t: t.numpy() if tf.is_tensor(t) else t, results)
         *votes, fingerprints, squares = (int(v) for v in results["votes"])
         if self.shard.num_workers * squares != fingerprints**2:
             elements.refuse_other_batches(run.data, self.shard, self.progress.epoch)
