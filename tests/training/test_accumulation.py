@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfscale import testing
 from tfscale.strategy import make_strategy
-from tfscale.training import checkpoint, reduction, state, step
+from tfscale.training import checkpoint, reduction, replica, state, step
 from tfscale.training.trainer import Trainer
 
 ON_TWO_WORKERS = (
@@ -145,7 +145,7 @@ def test_a_loop_written_by_hand_accumulates(in_graph):
 
     def on_replica(batch, global_count):
         (x, y), share = step.cut_share(batch, global_count, 2, reduction.build_reduction())
-        with reduction.sharing(share):
+        with replica.sharing(share):
             with tf.GradientTape() as tape:
                 value = loss(y, model(x, training=True))
             gradients = tape.gradient(value, model.trainable_variables)

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tfscale
 from tfscale import testing
 from tfscale.strategy import make_strategy
-from tfscale.training import keras_fit
+from tfscale.training import keras_fit, keras_methods
 
 WORKER = pathlib.Path(__file__).with_name("keras_fit_worker.py")
 # Of the longer cases the first calls: a start of workers traces each graph anew on both.
@@ -222,7 +222,7 @@ def test_other_versions_of_keras_are_refused():
 
 def _methods():
     savers = (keras.Model.save, keras.Model.save_weights, keras.saving.save_model)
-    return [getattr(keras.Model, name) for name in keras_fit.METHODS] + list(savers)
+    return [getattr(keras.Model, name) for name in keras_methods.METHODS] + list(savers)
 
 
 def test_enable_is_idempotent_and_disable_puts_the_methods_back():
@@ -243,7 +243,7 @@ def test_keras_own_code_runs_where_there_is_one_device(strategy):
     model = keras_fit_cases.dense(scope)
     model.fit(X, Y, batch_size=6, verbose=0)
     assert model.train_function is not None  # Keras' own, which the repair never makes
-    assert keras_fit._LOOP not in vars(model)
+    assert keras_methods._LOOP not in vars(model)
     replicated = distributed()
     replicated.fit(X, Y, batch_size=6, verbose=0)
     assert replicated.train_function is None

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tfscale
 from tfscale import testing
 from tfscale.strategy import make_strategy
-from tfscale.training import reduction, saving
+from tfscale.training import replica, saving
 
 X = np.random.default_rng(0).normal(size=(14, 4)).astype("float32")
 Y = X[:, :1] - X[:, 1:2]
@@ -237,7 +237,7 @@ def test_a_model_is_freed():
 def test_undone_means_that_all_is_keras_own():
     tfscale.disable_keras_fit()
     assert not {"fit", "evaluate", "predict"} & set(vars(keras.Model))
-    for place, name, own, _ in reduction._replacements():
+    for place, name, own, _ in replica.REPLACED:
         assert getattr(place, name) is own
     tfscale.enable_keras_fit()
     assert "fit" in vars(keras.Model)

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tfscale.strategy import make_strategy
-from tfscale.training import random_state, reduction
+from tfscale.training import random_state, replica, seeds, share
 
 
 def adapter_order():
@@ -141,7 +141,7 @@ def test_generators_that_replicas_share_are_read_and_restored():
         return strategy.run(draw_on_one)
 
     def draw_on_one():
-        with reduction.sharing(reduction.Share(two, two // 2, two, 2)):
+        with replica.sharing(share.Share(two, two // 2, two, 2)):
             of_keras = keras.random.uniform([])
             return of_keras, tf.random.get_global_generator().uniform([])
 
@@ -152,7 +152,7 @@ def test_generators_that_replicas_share_are_read_and_restored():
         return drawn
 
     with strategy.scope():
-        reduction.share_global_seed()
+        seeds.share_global_seed()
         tf.random.set_global_generator(tf.random.Generator.from_seed(1))
         draw()
         state = json.loads(json.dumps(random_state.read()))
@@ -162,7 +162,7 @@ def test_generators_that_replicas_share_are_read_and_restored():
         draw()
         random_state.restore({**state, "keras": None})  # one device's; the graph holds this one
         assert random_state.read()["keras"] is not None
-    reduction.share_global_seed()
+    seeds.share_global_seed()
 
 
 def test_draws_come_again_in_a_new_process(tmp_path):

@@ -11,6 +11,8 @@ import tensorflow as tf
 from tfscale.data import batches, elements
 from tfscale.strategy import shard_of
 from tfscale.training import reduction as reduction_lib
+from tfscale.training import replica
+from tfscale.training import share as share_lib
 from tfscale.training import step as step_lib
 
 
@@ -65,7 +67,7 @@ def replica_share(element, reduction="mean"):
         reduction = reduction_lib.build_reduction(reduction)
     replicas = shard_of(context.strategy).replicas_per_worker
     data, share = step_lib.cut_share(*element, replicas, reduction)
-    with reduction_lib.sharing(share):
+    with replica.sharing(share):
         yield data
 
 
@@ -81,7 +83,7 @@ def global_mean(value):
     Returns:
         A tensor of the same shape, equal on all replicas.
     """
-    share = reduction_lib.current_share()
+    share = share_lib.current_share()
     if share is None:
         return tf.convert_to_tensor(value)
     context = tf.distribute.get_replica_context()

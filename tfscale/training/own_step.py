@@ -12,7 +12,8 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfscale.training import reduction as reduction_lib
+from tfscale.training import losses, replica
+from tfscale.training import share as share_lib
 
 
 class OwnStep:
@@ -45,13 +46,13 @@ class OwnStep:
 
         Args:
             data: `x`, or a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)`, as Keras gives it.
-            share: the `reduction.Share` of this replica.
+            share: the `share.Share` of this replica.
 
         Returns:
             A dict of scalars, each times this replica's weight, so that the sum over replicas is
             the mean over the global batch. Numbers that a metric holds are not in it.
         """
-        with reduction_lib.noted_means() as means, reduction_lib.sharing(share):
+        with losses.noted_means() as means, replica.sharing(share):
             more = (share,) if self._takes_share else ()
             report = self._step(self._model, data, *more)
         report = _flat(report)
@@ -103,12 +104,12 @@ class OwnStep:
 
         def update_state(*args, **kwargs):
             self._updated[id(metric)] = metric
-            share = reduction_lib.current_share()
+            share = share_lib.current_share()
             if counts_itself or share is None:
                 return method(*args, **kwargs)
             # Of a small batch that every replica has in whole, each counts for its rows.
             (args, kwargs), counted = share.count_if_rows((args, kwargs))
-            with reduction_lib.sharing(counted):
+            with replica.sharing(counted):
                 return method(*args, **kwargs)
 
         return update_state

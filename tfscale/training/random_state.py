@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfscale.strategy import eager_draws, made_generator, set_eager_draws
-from tfscale.training import reduction
+from tfscale.training import seeds
 
 
 def read():
@@ -24,7 +24,7 @@ def read():
         two are None where nobody has drawn from them.
     """
     seed, draws = eager_draws()
-    keras_seed = reduction.read_global_seed()
+    keras_seed = seeds.read_global_seed()
     return {
         "python": random.getstate(),
         "numpy": _as_lists(np.random.get_state(legacy=False)),
@@ -46,7 +46,7 @@ def restore(state):
     seed, draws = state["tensorflow"]["seed"], state["tensorflow"]["draws"]
     set_eager_draws(seed, draws and _as_tuples(draws))
     _restore_generator(state["tensorflow_generator"])
-    reduction.restore_global_seed(state["keras"])
+    seeds.restore_global_seed(state["keras"])
     np.random.set_state(state["numpy"])
     random.setstate(_as_tuples(state["python"]))
 

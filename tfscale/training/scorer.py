@@ -14,8 +14,7 @@ from tfscale.cluster import pulse
 from tfscale.data import elements
 from tfscale.strategy import shard_of
 from tfscale.training import functions as functions_lib
-from tfscale.training import own_step, prepare, progress, saving
-from tfscale.training import reduction as reduction_lib
+from tfscale.training import own_step, prepare, progress, saving, seeds
 from tfscale.training import step as step_lib
 
 
@@ -60,7 +59,7 @@ class Scorer:
         model, jit_compile = self.model, self._jit_compile
         if self._is_merging:
             with self.strategy.scope():
-                reduction_lib.share_global_seed()
+                seeds.share_global_seed()
         prepare.build(model, spec, self.strategy, self._step, purpose)
         if jit_compile is None:
             jit_compile = bool(model.compiled and model.jit_compile)

@@ -1,7 +1,7 @@
 """What one replica does with its share of one global batch: train, test or predict.
 
 The functions here run inside `strategy.run`, while TensorFlow traces them into one graph.
-A step is written as for one device; `reduction.sharing` makes it one of many.
+A step is written as for one device; `replica.sharing` makes it one of many.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from absl import logging
 
 from tfscale.data import rows as rows_lib
 from tfscale.strategy import shard_of
-from tfscale.training import own_step
-from tfscale.training import reduction as reduction_lib
+from tfscale.training import own_step, replica
+from tfscale.training import share as share_lib
 
 
 def cut_share(worker_share, global_count, replicas_per_worker, reduction=None):
@@ -31,19 +31,19 @@ def cut_share(worker_share, global_count, replicas_per_worker, reduction=None):
         reduction: how gradients are summed over the replicas, of `training.reduction`.
 
     Returns:
-        The replica's part of the structure and its `reduction.Share`.
+        The replica's part of the structure and its `share.Share`.
     """
     context = tf.distribute.get_replica_context()
     num_replicas = context.num_replicas_in_sync
     if num_replicas == 1:
-        return worker_share, reduction_lib.Share(global_count, global_count, global_count, 1)
+        return worker_share, share_lib.Share(global_count, global_count, global_count, 1)
     replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
     worker_rows = rows_lib.count_rows(worker_share)
     local = replica % replicas_per_worker
     begin = _first_position(local, worker_rows, replicas_per_worker)
     rows = _first_position(local + 1, worker_rows, replicas_per_worker) - begin
     small = global_count < num_replicas
-    share = reduction_lib.Share(
+    share = share_lib.Share(
         global_count=global_count,
         rows=rows,
         all_rows=tf.where(small, global_count * num_replicas, global_count),
@@ -72,7 +72,7 @@ def train_replica(model, data, share, jit_compile=False):
     Args:
         model: a compiled `keras.Model` whose optimizer is built.
         data: `x`, or a tuple `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
-        share: the `reduction.Share` of this replica.
+        share: the `share.Share` of this replica.
         jit_compile: compile the forward and backward pass with XLA; a reduction between workers
             cannot be compiled.
 
@@ -92,7 +92,7 @@ def train_replica(model, data, share, jit_compile=False):
 
     if jit_compile:
         forward_backward = _compiled_if_alone(model, forward_backward)
-    with reduction_lib.sharing(dataclasses.replace(share, loss_is_weighted=True)):
+    with replica.sharing(dataclasses.replace(share, loss_is_weighted=True)):
         gradients, loss, y_pred = forward_backward()
         optimizer.apply(gradients, model.trainable_variables)
         return _track(model, loss, share, x, y, y_pred, sample_weight)
@@ -153,7 +153,7 @@ def test_replica(model, data, share):
         What the model's `compute_metrics` returned: numbers by name.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    with reduction_lib.sharing(share):
+    with replica.sharing(share):
         y_pred = call(model, x, training=False)
         loss = model.compute_loss(x, y, y_pred, sample_weight, training=False)
         return _track(model, loss, share, x, y, y_pred, sample_weight)
@@ -245,7 +245,7 @@ def train_function(model, step=None, jit_compile=False):
 
 def _train_alone(model, data, count):
     """The step of a single replica, of tensors alone, to be compiled by XLA."""
-    train_replica(model, data, reduction_lib.Share(count, count, count, 1))
+    train_replica(model, data, share_lib.Share(count, count, count, 1))
 
 
 def test_function(model):
@@ -265,7 +265,7 @@ def test_function(model):
 def _track(model, loss, share, x, y, y_pred, sample_weight):
     """Update the metrics with the examples that this replica counts for; return their numbers."""
     tracker = next((m for m in model.metrics if m.name == "loss"), None)
-    with reduction_lib.sharing(share.of_counted()) as counted:
+    with replica.sharing(share.of_counted()) as counted:
         if tracker is not None:
             tracker.update_state(loss, sample_weight=tf.cast(counted.rows, loss.dtype))
         return model.compute_metrics(*share.count((x, y, y_pred)), share.count(sample_weight))
