@@ -60,7 +60,7 @@ test-keras-versions:
 		grep -v '^keras==' constraints.txt > $$venv/constraints.txt; \
 		$$venv/bin/python -m pip install --quiet --constraint $$venv/constraints.txt \
 			--editable '.[dev]' "keras==$$version.*"; \
-		$$venv/bin/python -m pytest -n 2 --dist loadfile -m "not faults" $(KERAS_TESTS) $(ARGS); \
+		$$venv/bin/python -m pytest -n 2 --dist loadfile $(KERAS_TESTS) $(ARGS); \
 	done
 
 test-slow: setup
