@@ -28,7 +28,7 @@ ROOMS = (
     {*COMMANDS, "run_script", "__main__"},
 )
 # Within one line of ROOMS, besides a room and itself.
-NEIGHBOURS = {("fit", "evaluate")}
+NEIGHBOURS = {("fit", "evaluate"), ("search", "training")}
 PRIVATE_NAMES_LIVE_IN = (
     "strategy",
     "training/share",
@@ -38,6 +38,7 @@ PRIVATE_NAMES_LIVE_IN = (
     "training/accumulation",
     "training/keras_data",
     "training/keras_methods",
+    "search/oracles",
 )
 DOCUMENTED = ("os._exit",)  # public, in spite of its underscore
 

@@ -88,6 +88,7 @@ class ScheduleConfig:
 
     name: str = _field("cosine", "constant, exponential, step or cosine")
     warmup_steps: int = _field(0, "steps of linear warmup in front of the schedule")
+    epochs: int = _field(0, "epochs that the schedule spans; 0: those of the run, train.epochs")
     arguments: dict[str, Any] = _field(
         {}, "the schedule's arguments: --config.schedule.arguments.decay_steps=1000"
     )

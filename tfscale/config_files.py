@@ -43,7 +43,7 @@ def load_config(path):
         return config_from_dict(fields)
     if path.suffix != ".py":
         raise UsageError(f"{rule} Received: {path}.")
-    config = _call_get_config(path, rule)
+    config = _call(path, "get_config", rule)
     if not isinstance(config, RunConfig):
         raise UsageError(f"{rule} Received: {path}, whose get_config() gives {type(config)}.")
     check_types(config)
@@ -109,13 +109,36 @@ def field_names(holder):
     return [field.name for field in dataclasses.fields(holder)]
 
 
-def _call_get_config(path, rule):
-    """Return what a Python file's `get_config()` gives, None where there is no such function."""
+def load_function(path, name, rule):
+    """Return a function that a Python file defines; None where it does not.
+
+    Args:
+        path: the file.
+        name: the function's name.
+        rule: what a file must be, to begin an error with.
+
+    Raises:
+        UsageError: if the file cannot be run.
+    """
+    return _guarded(path, rule, lambda: getattr(_run(path), name, None))
+
+
+def _call(path, name, rule):
+    """Return what a function of a Python file gives, None where there is no such function."""
+    return _guarded(path, rule, lambda: getattr(_run(path), name, lambda: None)())
+
+
+def _run(path):
+    """Run a Python file and return the module that it is."""
     spec = importlib.util.spec_from_file_location(f"tfscale_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _guarded(path, rule, read):
     try:
-        spec.loader.exec_module(module)
-        return module.get_config() if hasattr(module, "get_config") else None
+        return read()
     except Exception as error:  # A user's own file may fail in any way.
         frames = traceback.extract_tb(error.__traceback__)
         line = [f", line {frame.lineno}" for frame in frames if frame.filename == str(path)][-1:]

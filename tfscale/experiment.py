@@ -240,7 +240,7 @@ def compiled_model(config, splits):
         config.optimizer.learning_rate,
         config.schedule.warmup_steps,
         config.schedule.arguments,
-        steps * config.train.epochs if steps else None,
+        steps * (config.schedule.epochs or config.train.epochs) if steps else None,
     )
     loss_arguments = objectives.with_logits(config.loss.name, config.loss.arguments)
     from_logits = bool(loss_arguments.get("from_logits", False))
@@ -292,6 +292,7 @@ def _check_counts(config):
     """Refuse counts that no room checks itself."""
     at_least = {
         "train.epochs": (config.train.epochs, 1),
+        "schedule.epochs": (config.schedule.epochs, 0),
         "train.steps_per_execution": (config.train.steps_per_execution, 0),
         "train.validate_every": (config.train.validate_every, 0),
         "train.max_bad_steps": (config.train.max_bad_steps, 0),

@@ -1,0 +1,121 @@
+"""The truth about a search: its events in order, one JSON line each, and what the search is.
+
+An event is on disk before anything follows from it, so a search that is killed at any moment
+finds out from here what it had begun. Nothing here knows what the events mean.
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+
+from tfscale.training.checkpoint import write_whole
+
+
+class Journal:
+    """The events of one search, and a lock that keeps a second process out.
+
+    Args:
+        path: the file; made if it is not there.
+
+    Raises:
+        ValueError: if another process has it open, or a line of it is damaged.
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        self._file = open(self.path, "a+b")  # noqa: SIM115  (until close)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise ValueError(
+                "A folder holds one search at a time. Received: --run_dir="
+                f"{self.path.parent}, in which a search is going on. Wait for it, or use another "
+                "--run_dir."
+            ) from None
+        self.events = self._read()
+
+    def append(self, event):
+        """Write an event; it lasts when this returns.
+
+        Args:
+            event: a dict that fits into JSON.
+        """
+        self._file.write(json.dumps(event).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.events.append(event)
+
+    def close(self):
+        """Close the file and let others in."""
+        self._file.close()
+
+    def _read(self):
+        """Return the events, and cut off what a killed process has half written."""
+        self._file.seek(0)
+        data = self._file.read()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            self._file.truncate(whole)
+        events = []
+        for number, line in enumerate(data[:whole].splitlines(), 1):
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                raise ValueError(
+                    "A search goes on from its journal, line by line. Received: "
+                    f"{self.path}, whose line {number} is not JSON. Cut the file off in front of "
+                    "it, or use another --run_dir."
+                ) from None
+        return events
+
+
+def settle(path, identity, may_change):
+    """Write what a search is, or check that the folder's search is this one.
+
+    Args:
+        path: the file.
+        identity: a dict that fits into JSON.
+        may_change: names in it that may be other ones when the search goes on.
+
+    Returns:
+        The identity as it holds from now on: that of the folder, with what may change as it was
+        given now.
+
+    Raises:
+        ValueError: if the folder holds another search, with what differs.
+    """
+    path = pathlib.Path(path)
+    identity = json.loads(json.dumps(identity))
+    if path.exists():
+        before = json.loads(path.read_text())
+        differences = [
+            f"{name}: {_short(there)} there and {_short(here)} here"
+            for name, there, here in _differences(before, identity)
+            if name not in may_change
+        ]
+        if differences:
+            raise ValueError(
+                "A search goes on as the one it began as. Received: "
+                f"--run_dir={path.parent} with {'; '.join(differences[:5])}. Use another "
+                "--run_dir."
+            )
+        identity = {**before, **{name: identity[name] for name in may_change if name in identity}}
+    write_whole(path, json.dumps(identity, indent=2) + "\n")
+    return identity
+
+
+def _differences(there, here, prefix=""):
+    """Yield the names, dots between them, of what is not the same in two dicts."""
+    for name in sorted({*there, *here}):
+        one, other = there.get(name), here.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _differences(one, other, f"{prefix}{name}.")
+        elif one != other:
+            yield prefix + name, one, other
+
+
+def _short(value):
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,229 @@
+"""The space of a search: hyperparameters that are named as fields of the configuration.
+
+Owns what a `search_space(hp)` may say, checked before any trial starts, and the configuration of
+one trial. Which values are tried is the oracles' affair.
+"""
+
+import ast
+import copy
+import dataclasses
+import typing
+
+from tfscale.names import closest
+from tfscale.search.trials import Parameter
+
+# What no trial may choose, because scores would not compare, or the search itself needs it.
+_DATA = "all trials are compared on the same data"
+_SEARCH = "the search sets it"
+_KEPT = {
+    "data.name": _DATA,
+    "data.data_dir": _DATA,
+    "data.train_split": _DATA,
+    "data.validation_split": _DATA,
+    "data.test_split": _DATA,
+    "data.validation_fraction": _DATA,
+    "data.seed": "it chooses which examples are held out, and " + _DATA,
+    "metrics": "all trials report the same metrics",
+    "checkpoint": _SEARCH,
+    "log": "it changes no score",
+    "schedule.epochs": _SEARCH,
+    "train.validate_every": _SEARCH,
+}
+_HELD_OUT = 0.2
+
+
+def define(search_space):
+    """Return the `keras_tuner.HyperParameters` that a user's function defines.
+
+    Args:
+        search_space: a function of a `keras_tuner.HyperParameters`.
+
+    Raises:
+        ValueError: if it fails, defines nothing that can vary, or has a branch that is not a
+            conditional scope.
+    """
+    import keras_tuner
+
+    space = keras_tuner.HyperParameters()
+    _call(search_space, space)
+    varies = [p for p in parameters(space) if p.kind != "fixed"]
+    if not varies:
+        raise ValueError(
+            "search_space(hp) must define at least one hyperparameter. Received: none. For "
+            'example: hp.Float("optimizer.learning_rate", 1e-4, 1e-1, sampling="log").'
+        )
+    known = {hp.name for hp in space.space}
+    for parameter in varies:
+        for value in parameter.choices:
+            again = keras_tuner.HyperParameters()
+            again.values[parameter.name] = value
+            _call(search_space, again)
+            new = [hp.name for hp in again.space if hp.name not in known]
+            if new:
+                raise ValueError(
+                    "search_space(hp) must define the same hyperparameters each time; one that is "
+                    f"not always there belongs into a conditional scope. Received: {new[0]!r}, "
+                    f"which is there when {parameter.name} is {value!r} and not otherwise. Write "
+                    f"`with hp.conditional_scope({parameter.name!r}, [{value!r}]):` around it."
+                )
+    return space
+
+
+def parameters(space):
+    """Return the dimensions of a `keras_tuner.HyperParameters` as a list of `Parameter`."""
+    found = {}
+    for hp in space.space:
+        kind = type(hp).__name__.lower()
+        if kind in ("float", "int"):
+            found.setdefault(
+                hp.name, Parameter(hp.name, kind, hp.min_value, hp.max_value, (), hp.sampling)
+            )
+            continue
+        choices = (hp.value,) if kind == "fixed" else tuple(hp.values)
+        if hp.name in found:  # the same one under another condition
+            choices = tuple(dict.fromkeys((*found[hp.name].choices, *choices)))
+        found[hp.name] = Parameter(hp.name, kind, choices=choices)
+    return list(found.values())
+
+
+def check(space, config, check_types):
+    """Refuse a space that names what a configuration does not have, or gives it a wrong type.
+
+    Args:
+        space: the `keras_tuner.HyperParameters`.
+        config: the base `RunConfig`.
+        check_types: a function that refuses a `RunConfig` with a value of a wrong type.
+
+    Raises:
+        ValueError: naming the nearest field, or the type.
+    """
+    for parameter in parameters(space):
+        ends = (parameter.low, parameter.high) if not parameter.choices else parameter.choices
+        for value in ends:
+            value = int(value) if parameter.kind == "int" else value
+            try:
+                check_types(apply(config, {parameter.name: value}))
+            except ValueError as error:
+                raise ValueError(f"search_space(hp), {parameter.name!r}: {error}") from None
+
+
+def apply(config, values):
+    """Return a copy of a configuration in which fields have other values.
+
+    A word that is written like a tuple, "(16, 32)", is one, as on the command line; for a list of
+    words "a,b" is enough.
+
+    Args:
+        config: a `RunConfig`.
+        values: what the fields get, by "section.field" or "section.arguments.NAME".
+
+    Raises:
+        ValueError: at a name that is no field, or one that a search may not change.
+    """
+    config = copy.deepcopy(config)
+    for name, value in values.items():
+        section, field, rest = _split(config, name)
+        kind = next(f.type for f in dataclasses.fields(section) if f.name == field)
+        if typing.get_origin(kind) is dict:
+            holder = getattr(section, field)
+            for key in rest[:-1]:
+                holder = holder.setdefault(key, {})
+            holder[rest[-1]] = _literal(value)
+        elif typing.get_origin(kind) is tuple and isinstance(value, str):
+            parts = _literal(value)
+            parts = parts if isinstance(parts, tuple) else value.split(",")
+            setattr(section, field, tuple(part for part in parts if part))
+        else:
+            setattr(section, field, value)
+    return config
+
+
+def trial_config(config, values, objective, direction, epochs, schedule_epochs):
+    """Return the configuration of one trial.
+
+    It never sees the test split, is scored on data that is held out from the training split
+    where there is no validation split, ends when its loss is not finite, and keeps the checkpoint
+    of its best epoch.
+
+    Args:
+        config: the base `RunConfig`.
+        values: the trial's values by field.
+        objective: the metric that is compared.
+        direction: "max" or "min".
+        epochs: epochs to train.
+        schedule_epochs: epochs that the learning rate's schedule spans.
+    """
+    config = apply(config, values)
+    data, train, checkpoint = config.data, config.train, config.checkpoint
+    data.test_split = ""
+    if not data.validation_split and not data.validation_fraction:
+        data.validation_fraction = _HELD_OUT
+    train.epochs, config.schedule.epochs = epochs, schedule_epochs
+    train.validate_every = 1
+    train.on_bad_loss = train.on_bad_loss or "stop"
+    checkpoint.keep_best, checkpoint.best_mode = objective, direction
+    return config
+
+
+def winner_config(config, values, epochs):
+    """Return the configuration that trains a winner: the base's data, and its own values."""
+    config = apply(config, values)
+    config.train.epochs = epochs
+    return config
+
+
+def _call(search_space, hp):
+    try:
+        search_space(hp)
+    except Exception as error:  # a user's own function may fail in any way
+        raise ValueError(
+            f"search_space(hp) must define a space. Received: one that fails: "
+            f"{type(error).__name__}: {error}. Mend it."
+        ) from None
+
+
+def _split(config, name):
+    """Return the section that holds a field, the field's name, and what follows in a dict."""
+    words = name.split(".")
+    sections = [field.name for field in dataclasses.fields(config)]
+    if words[0] not in sections:
+        raise _unknown(name, words[0], sections, "")
+    section = getattr(config, words[0])
+    fields = [field.name for field in dataclasses.fields(section)]
+    if len(words) == 1:
+        raise ValueError(
+            f"A hyperparameter must name a field. Received: {name!r}, which is a section. It has: "
+            f"{', '.join(fields)}."
+        )
+    if words[1] not in fields:
+        raise _unknown(name, words[1], fields, f"{words[0]}.")
+    for kept in (words[0], f"{words[0]}.{words[1]}"):
+        if kept in _KEPT:
+            raise ValueError(
+                f"A search does not change {kept}: {_KEPT[kept]}. Received: {name!r}. Set it in "
+                "get_config()."
+            )
+    is_dict = isinstance(getattr(section, words[1]), dict)
+    if is_dict != (len(words) > 2):
+        way = f"Name an argument: {words[0]}.{words[1]}.NAME" if is_dict else "It has no arguments"
+        raise ValueError(f"A hyperparameter must name a field. Received: {name!r}. {way}.")
+    return section, words[1], words[2:]
+
+
+def _unknown(name, word, known, where):
+    near = closest(word, known)
+    hint = f" Did you mean {where}{near}?" if near else ""
+    return ValueError(
+        "A hyperparameter is named as a field of the configuration, such as "
+        f"optimizer.learning_rate. Received: {name!r}.{hint} Known: "
+        f"{', '.join(where + one for one in known)}."
+    )
+
+
+def _literal(value):
+    if isinstance(value, str) and value[:1] in ("(", "["):
+        try:
+            return tuple(ast.literal_eval(value))
+        except (ValueError, SyntaxError):
+            return value
+    return value
