@@ -1,12 +1,21 @@
-"""What a trial is: its record and its states; and the facts of the search it belongs to.
+"""What a trial is: its record, its states, its folder; and the facts of the search it belongs to.
 
-These two dataclasses are all that the views (table, csv, plots, TensorBoard) are given. How a
-trial is started and watched is in `processes`, how one follows the other in `loop`.
+`TrialRecord` and `SearchFacts` are all that the views (table, csv, plots, TensorBoard) are given.
+`FitTrials` knows what a trial's folder holds. How a trial's process is started and watched is in
+`processes`, how one trial follows the other in `loop`.
 """
 
+import contextlib
 import dataclasses
+import json
+import math
+import os
 import pathlib
+import shutil
+import sys
 from typing import Any
+
+from tfscale.training import checkpoint
 
 # A trial that has ended keeps its state; only "running" changes.
 RUNNING = "running"
@@ -102,3 +111,153 @@ class TrialRecord:
     history: list[dict]
     path: pathlib.Path
     parent: str = ""
+
+
+class FitTrials:
+    """Trials that are runs of `tfscale.fit`, each in its folder.
+
+    The loop asks an object like this one for all that depends on what a trial runs.
+
+    Args:
+        make_config: a function from a `TrialRecord` to its `RunConfig`.
+        flags: arguments of `tfscale.fit` beside configuration and folder.
+    """
+
+    def __init__(self, make_config, flags=()):
+        self._make_config, self._flags = make_config, list(flags)
+
+    def prepare(self, record, parent):
+        """Write what a trial needs before its first start; again, where that was cut off.
+
+        One that continues another begins with that one's checkpoints, its best one too, and with
+        its curves.
+
+        Args:
+            record: the trial's `TrialRecord`.
+            parent: that of the trial which it continues, or None.
+        """
+        record.path.mkdir(parents=True, exist_ok=True)
+        config = json.dumps(dataclasses.asdict(self._make_config(record)), indent=2) + "\n"
+        checkpoint.write_whole(record.path / "config.json", config)
+        checkpoints = record.path / "checkpoints"
+        if parent is None or checkpoints.exists():
+            return
+        checkpoint.write_whole(
+            record.path / "metrics.jsonl", (parent.path / "metrics.jsonl").read_text()
+        )
+        beside = checkpoints.with_name("checkpoints.copying")
+        shutil.rmtree(beside, ignore_errors=True)
+        older = checkpoint.Checkpoints(parent.path / "checkpoints")
+        beside.mkdir()
+        for step in older.steps():
+            shutil.copytree(
+                older.path(step), beside / older.path(step).name, copy_function=_link_or_copy
+            )
+        os.rename(beside, checkpoints)
+
+    def command(self, record):
+        """Return the command that runs a trial, or goes on with it."""
+        own = [f"--config={record.path / 'config.json'}", f"--run_dir={record.path}"]
+        return [sys.executable, "-m", "tfscale.fit", *own, *self._flags]
+
+    def environ(self, record):
+        """Return variables that a trial's process gets beside those of the search."""
+        return {}
+
+    def history(self, record):
+        """Return the metrics of a trial's finished epochs; see `TrialRecord`."""
+        return read_history(record.path / "metrics.jsonl")
+
+    def diverged(self, record):
+        """Return whether the run has ended itself at a number that was not finite."""
+        lines = _lines(record.path / "metrics.jsonl")
+        return any(line.get("bad_step", {}).get("action") == "stop" for line in lines[-1:])
+
+
+def read_history(path):
+    """Return the metrics of each finished epoch of a run, from its `metrics.jsonl`.
+
+    An epoch is finished when it has been validated.
+
+    Args:
+        path: the file, which `monitor.run_log` writes, maybe at this moment.
+
+    Returns:
+        One dict an epoch: {"epoch": 1, "loss": ..., "val_loss": ...}.
+    """
+    train, finished = {}, {}
+    for line in _lines(path):
+        if "train" in line:
+            train[line["epoch"]] = _numbers(line["train"])
+        elif "validation" in line:
+            values = {f"val_{k}": v for k, v in _numbers(line["validation"]).items()}
+            epoch = line["epoch"]
+            finished[epoch] = {"epoch": epoch + 1, **train.get(epoch, {}), **values}
+    return [finished[epoch] for epoch in sorted(finished)]
+
+
+def best_of(history, objective, direction):
+    """Return the best value of an objective and its epoch, or `(None, None)`.
+
+    The first epoch counts where several are equal, as for the checkpoint that is kept.
+    """
+    found = [
+        (record[objective], record["epoch"])
+        for record in history
+        if isinstance(record.get(objective), (int, float)) and math.isfinite(record[objective])
+    ]
+    if not found:
+        return None, None
+    sign = 1 if direction == "max" else -1
+    return max(found, key=lambda pair: (sign * pair[0], -pair[1]))
+
+
+def best_step(path):
+    """Return the step of the checkpoint of a run's best epoch; the newest where none is known.
+
+    Args:
+        path: the run's folder.
+
+    Raises:
+        ValueError: if it has no checkpoint that is whole.
+    """
+    checkpoints = checkpoint.Checkpoints(path / "checkpoints")
+    newest = checkpoints.newest()
+    if newest is None:
+        raise ValueError(
+            f"A trial is scored by its checkpoints. Received: {path}, which has none that is whole."
+        )
+    best = checkpoint.examine(checkpoints.path(newest)).manifest["facts"].get("best")
+    return best["step"] if best and best["step"] in checkpoints.steps() else newest
+
+
+def _lines(path):
+    """The records in a file of JSON lines; one that is being written is left out."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
+
+
+_NOT_METRICS = ("learning_rate", "step_seconds", "examples_per_second")
+
+
+def _numbers(values):
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in _NOT_METRICS and isinstance(value, (int, float))
+    }
+
+
+def _link_or_copy(source, target):
+    """Files of a checkpoint never change, so two runs may hold the same ones."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,298 @@
+"""The way of a trial, on one screen: `Search.run`.
+
+An oracle is asked, the journal told, a process started, its epochs read, its end judged, the
+journal told again, the oracle told. What was interrupted goes on from the journal. What a trial
+runs is the affair of an object such as `trials.FitTrials`, what is shown that of the views.
+"""
+
+import collections
+import contextlib
+import signal
+import threading
+import time
+
+from tfscale.cluster import local
+from tfscale.search import processes, trials
+
+_POLL_SECONDS = 0.1
+
+
+class ToldToLeave(Exception):
+    """SIGTERM or SIGINT has come; `code` is what the process is to exit with."""
+
+    def __init__(self, number):
+        super().__init__(f"signal {number}")
+        self.code = 130 if number == signal.SIGINT else 143
+
+
+class Search:
+    """A search that begins, or goes on, and ends.
+
+    Args:
+        facts: the `trials.SearchFacts`.
+        journal: the `journal.Journal`, with the events so far.
+        asker: the `oracles.Asker` of an oracle that nobody has asked.
+        kind: what a trial runs: an object with the methods of `trials.FitTrials`.
+        views: what a person sees: an object with `update(records)` and `finish(records)`.
+        max_epochs: epochs of a trial whose oracle does not say.
+        slots: the cores of each of the trials that run at once; see `processes.divide_cores`.
+        max_retries: how often a trial that has failed is started again, where it may come right.
+        hang_timeout_seconds: as for `processes.TrialProcess`.
+        grace_seconds: from SIGTERM to SIGKILL.
+        stops_at: a function from a trial's history and those of the others that have ended with
+            a score to the epoch at which the trial is stopped, or None.
+        when_ended: a function of a `TrialRecord` that has just ended.
+    """
+
+    def __init__(
+        self,
+        facts,
+        journal,
+        asker,
+        kind,
+        views,
+        *,
+        max_epochs=0,
+        slots=(None,),
+        max_retries=1,
+        hang_timeout_seconds=0.0,
+        grace_seconds=60.0,
+        stops_at=None,
+        when_ended=None,
+    ):
+        self.facts, self.records = facts, []
+        self._journal, self._asker, self._kind, self._views = journal, asker, kind, views
+        self._max_epochs, self._free_slots = max_epochs, list(slots)
+        self._max_retries, self._hang_seconds = max_retries, hang_timeout_seconds
+        self._grace_seconds = grace_seconds
+        self._stops_at, self._when_ended = stops_at, when_ended
+        self._waiting = collections.deque()  # records that need a slot, oldest first
+        self._running = {}  # id -> _Running
+        self._tries = collections.Counter()  # id -> starts that have failed
+        self._is_exhausted = self._is_idle = False
+        self._guard = None
+
+    def run(self):
+        """Search until the oracle or the number of trials ends it.
+
+        Returns:
+            All trials as a list of `TrialRecord`.
+
+        Raises:
+            ValueError: if the journal is that of another space, or of another keras-tuner.
+            ToldToLeave: if a signal ended it; the same command goes on.
+        """
+        self._replay()
+        with _signals(), contextlib.closing(local.Guard()) as self._guard:
+            try:
+                while True:
+                    self._ask()
+                    self._start()
+                    if not self._running:
+                        break
+                    for running in list(self._running.values()):
+                        self._look_at(running)
+                    self._views.update(self.records)
+                    time.sleep(_POLL_SECONDS)
+            except ToldToLeave:
+                self._leave()
+                raise
+            finally:
+                for running in self._running.values():
+                    running.process.kill()
+        self._views.finish(self.records)
+        return self.records
+
+    def _ask(self):
+        """Ask for as many trials as there are free slots."""
+        while len(self._waiting) < len(self._free_slots) and self._wants_more():
+            asked = self._asker.ask()
+            if asked.kind == "trial":
+                self._write(
+                    "created",
+                    trial=asked.id,
+                    values=asked.values,
+                    parent=asked.parent,
+                    epochs=asked.epochs,
+                )
+                self._waiting.append(self._create(asked))
+            else:
+                self._write(asked.kind)
+                self._take_no(asked.kind)
+
+    def _wants_more(self):
+        limit = self.facts.max_trials
+        is_full = limit and len(self.records) >= limit
+        return not (is_full or self._is_exhausted or self._is_idle)
+
+    def _take_no(self, kind):
+        """An oracle that has no trial now is asked again when a trial has ended, or never."""
+        self._is_exhausted = self._is_exhausted or kind == "exhausted"
+        self._is_idle = True
+
+    def _create(self, asked):
+        record = trials.TrialRecord(
+            id=asked.id,
+            values=asked.values,
+            state=trials.RUNNING,
+            score=None,
+            best_epoch=None,
+            epochs=0,
+            max_epochs=asked.epochs or self._max_epochs,
+            started=None,
+            seconds=0.0,
+            reason="",
+            history=[],
+            path=self.facts.run_dir / "trials" / asked.id,
+            parent=asked.parent,
+        )
+        self.records.append(record)
+        return record
+
+    def _start(self):
+        """Start what waits, or goes on, in the free slots."""
+        while self._waiting and self._free_slots:
+            record, cores = self._waiting.popleft(), self._free_slots.pop(0)
+            self._kind.prepare(record, self._record(record.parent) if record.parent else None)
+            self._write("started", trial=record.id)
+            record.started = record.started or self._journal.events[-1]["time"]
+            process = processes.TrialProcess(
+                self._kind.command(record),
+                record.path / "trial.log",
+                self._guard,
+                self._kind.environ(record),
+                cores,
+                self._hang_seconds,
+            )
+            self._running[record.id] = _Running(record, process, cores)
+
+    def _look_at(self, running):
+        """Take in how far a trial is, stop it if it will not win, and take in its end."""
+        record, process = running.record, running.process
+        has_ended = process.has_ended()
+        record.seconds = running.seconds_before + process.seconds
+        self._take_history(record, self._kind.history(record))
+        if running.stops_at is None and self._stops_at:
+            others = [
+                r.history for r in self.records if r is not record and r.state in trials.SCORED
+            ]
+            running.stops_at = self._stops_at(record.history, others)
+            if running.stops_at and not has_ended:
+                process.stop(self._grace_seconds)
+        if has_ended:
+            del self._running[record.id]
+            self._free_slots.append(running.cores)
+            self._free_slots.sort(key=lambda cores: min(cores or {0}))
+            self._end(running)
+
+    def _end(self, running):
+        """Judge a process that is over: the trial has ended, or is started again."""
+        record = running.record
+        end = running.process.end(self._kind.diverged(record))
+        if running.stops_at:
+            record.history = record.history[: running.stops_at]
+            end = processes.End(trials.STOPPED, f"by the median at epoch {running.stops_at}")
+        self._take_history(record, record.history)
+        if end.state == trials.COMPLETED and record.score is None:
+            end = processes.End(trials.DIVERGED, f"{self.facts.objective} was never finite")
+        result = {"trial": record.id, "state": end.state, "reason": end.reason}
+        result["seconds"] = round(record.seconds, 2)
+        if end.may_come_right and self._tries[record.id] < self._max_retries:
+            self._tries[record.id] += 1
+            self._write("retried", **result)
+            self._waiting.append(record)
+            return
+        result |= {"score": record.score, "best_epoch": record.best_epoch}
+        self._write("ended", **result, epochs=record.epochs, history=record.history)
+        self._take_end(record, self._journal.events[-1])
+        self._views.update(self.records)
+        if self._when_ended:
+            self._when_ended(record)
+
+    def _take_end(self, record, event):
+        record.state, record.reason = event["state"], event["reason"]
+        record.seconds = event["seconds"]
+        self._take_history(record, event["history"])
+        self._asker.tell(record.id, record.history, record.state)
+        self._is_idle = False
+
+    def _take_history(self, record, history):
+        record.history, record.epochs = history, len(history)
+        record.score, record.best_epoch = trials.best_of(
+            history, self.facts.objective, self.facts.direction
+        )
+
+    def _replay(self):
+        """Do again what the journal says was done; what was running then waits for a slot."""
+        for event in list(self._journal.events):
+            kind = event["event"]
+            if kind in ("created", "idle", "exhausted"):
+                self._replay_ask(event)
+            elif kind == "ended":
+                record = self._record(event["trial"])
+                self._waiting.remove(record)
+                self._take_end(record, event)
+            elif kind in ("started", "retried"):
+                record = self._record(event["trial"])
+                if kind == "started":
+                    record.started = record.started or event["time"]
+                else:
+                    self._tries[record.id] += 1
+                    record.seconds = event["seconds"]
+
+    def _replay_ask(self, event):
+        asked = self._asker.ask_again(event.get("values"))
+        if event["event"] != "created":
+            expected = (event["event"], "", {})
+            self._take_no(event["event"])
+        else:
+            expected = ("trial", event["trial"], event["values"])
+            self._waiting.append(self._create(asked))
+        if (asked.kind, asked.id, asked.values) != expected:
+            raise ValueError(
+                "A search goes on with the trials that its oracle chooses again. Received: "
+                f"{asked.values or asked.kind} where the journal has {expected[2] or expected[0]} "
+                f"({self._journal.path}). The space, keras-tuner or its version has changed: go "
+                "back to those, or use another --run_dir."
+            )
+
+    def _record(self, id):
+        return self.records[int(id)]
+
+    def _write(self, event, **fields):
+        self._journal.append({"event": event, **fields, "time": round(time.time(), 3)})
+
+    def _leave(self):
+        """Let the trials save and leave."""
+        for running in self._running.values():
+            running.process.stop(self._grace_seconds)
+        while not all(running.process.has_ended() for running in self._running.values()):
+            time.sleep(_POLL_SECONDS)
+
+
+class _Running:
+    """A trial that has a process."""
+
+    def __init__(self, record, process, cores):
+        self.record, self.process, self.cores = record, process, cores
+        self.seconds_before = record.seconds
+        self.stops_at = None
+
+
+@contextlib.contextmanager
+def _signals():
+    """As a context: SIGTERM and SIGINT raise `ToldToLeave`, once; a second one kills."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number, _):
+        signal.signal(number, signal.SIG_DFL)
+        raise ToldToLeave(number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,194 @@
+"""A trial's process: its start on some of the cores, its watch, its end and what it died of.
+
+Nothing of it outlives the search, not even after `kill -9` (`cluster.local`). What follows from an
+end is decided in `loop`.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+import signal
+import time
+
+from tfscale.cluster import local, pulse, stall
+from tfscale.search import trials
+
+_HUNG_CODE = 124  # of a launcher whose workers hung
+_STACKS_SECONDS = 1.0
+_NO_MEMORY = re.compile(r"MemoryError|RESOURCE_EXHAUSTED|ResourceExhaustedError|bad_alloc")
+_ERROR = re.compile(r"^(?:\[\d+\] )?(error: .+|[\w.]*(?:Error|Exception)\b.*|\w*Interrupt)$")
+_CLUSTER = ("TF_CONFIG", "SLURM_", "TFSCALE_")  # what would make a trial part of another job
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """How a process ended.
+
+    Args:
+        state: one of `trials.STATES`.
+        reason: in words; "" for one that went well.
+        may_come_right: whether another start may go better.
+    """
+
+    state: str
+    reason: str = ""
+    may_come_right: bool = False
+
+
+class TrialProcess:
+    """A running trial.
+
+    Args:
+        command: program and arguments.
+        log: file that its output is appended to; its folder must exist.
+        guard: the `local.Guard` of the search.
+        environ: variables beside those of this process.
+        cores: cores that it and what it starts may use; None for all.
+        hang_timeout_seconds: how long it may stand still in the middle of its work; 0 for ever,
+            and for a launcher, which watches its workers itself.
+    """
+
+    def __init__(self, command, log, guard, environ=None, cores=None, hang_timeout_seconds=0.0):
+        self.log = pathlib.Path(log)
+        self.began = time.monotonic()
+        self.pulse = pulse.Pulse()
+        self._guard = guard
+        self._kill_at, self._hung = float("inf"), ""
+        self._watch = stall.Watch(hang_timeout_seconds, hang_timeout_seconds)
+        self._oom_kills = _oom_kills()
+        own = {k: v for k, v in os.environ.items() if not k.startswith(_CLUSTER)}
+        own |= {"PYTHONUNBUFFERED": "1", pulse.VARIABLE: self.pulse.variable, **(environ or {})}
+        before = os.sched_getaffinity(0)
+        with open(self.log, "ab") as output:
+            self._log_began = output.tell()
+            os.sched_setaffinity(0, cores or before)  # inherited by the process
+            try:
+                self.process = local.start_worker(
+                    list(command), own, output, pass_handles=(self.pulse.handle,)
+                )
+            finally:
+                os.sched_setaffinity(0, before)
+        guard.watch(self.process)
+
+    @property
+    def seconds(self):
+        """How long it has run."""
+        return time.monotonic() - self.began
+
+    def has_ended(self):
+        """Look at the process: end it if it hangs or its time to leave is over; say if it is over.
+
+        When it is, nothing that it started in its group is left.
+        """
+        if not local.has_ended(self.process):
+            now = time.monotonic()
+            hang = None if self._hung else self._watch.look([self], now)
+            if hang:
+                self._end_hung(hang)
+            elif now >= self._kill_at:
+                local.signal_group(self.process, signal.SIGKILL)
+            return False
+        self._reap()
+        return True
+
+    def stop(self, grace_seconds):
+        """Ask it to save and leave; SIGKILL follows after the time of grace."""
+        if self._kill_at == float("inf") and not local.has_ended(self.process):
+            self._kill_at = time.monotonic() + grace_seconds
+            os.kill(self.process.pid, signal.SIGTERM)  # not reaped yet, so it is still this one
+
+    def kill(self):
+        """End it at once."""
+        self._reap()
+
+    def end(self, diverged):
+        """Return how it ended, as an `End`.
+
+        Args:
+            diverged: whether the run said that its numbers were not finite.
+        """
+        code = self.process.returncode
+        code = 128 - code if code < 0 else code
+        lines = self._last_lines()
+        error = next((m[1] for line in reversed(lines) if (m := _ERROR.match(line))), "")
+        error = _shortened(error.removeprefix("error: "))
+        if self._hung or code == _HUNG_CODE:
+            return End(trials.HUNG, self._hung or "its workers made no step for too long", True)
+        if code == 0:
+            return End(trials.COMPLETED)
+        if diverged:
+            return End(trials.DIVERGED, error or "its loss was not finite")
+        if any(_NO_MEMORY.search(line) for line in lines):
+            return End(trials.OUT_OF_MEMORY, error or "it asked for more memory than there is")
+        if code == 128 + signal.SIGKILL and _oom_kills() > self._oom_kills:
+            return End(trials.OUT_OF_MEMORY, "the kernel ended it for want of memory", True)
+        if code == 2 and error:
+            return End(trials.FAILED, f"it was refused: {error}")
+        what = f"signal {signal.Signals(code - 128).name}" if code > 128 else f"exit code {code}"
+        last = error or _shortened(next((line for line in reversed(lines) if line.strip()), ""))
+        return End(trials.FAILED, f"{what}: {last}" if last else what, True)
+
+    def beating_pid(self):
+        """Return the process whose pulse is seen; `stall` asks for it."""
+        return self.pulse.read().pid or self.process.pid
+
+    def _end_hung(self, hang):
+        """Have it write its stacks into its log, and kill it."""
+        beat = self.pulse.read()
+        stopped = bool(stall.stopped([self]))
+        self._hung = (
+            "stopped, as by SIGSTOP" if stopped else f"stood still{beat.place()}.{hang.text}"
+        )
+        if beat.answers and not stopped:
+            os.kill(beat.pid, pulse.STACKS_SIGNAL)
+            time.sleep(_STACKS_SECONDS)
+        local.signal_group(self.process, signal.SIGKILL)
+
+    def _reap(self):
+        if self.process.returncode is None:
+            local.reap_group(self.process)
+            self._guard.release(self.process)
+            self.pulse.close()
+
+    def _last_lines(self):
+        """The end of what this process, not one before it, has written."""
+        with open(self.log, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(self._log_began, size - 2**16))
+            return file.read().decode(errors="replace").splitlines()[-200:]
+
+
+def divide_cores(num_slots, cores=None):
+    """Return the cores of each of several trials that run at once.
+
+    Args:
+        num_slots: trials at once.
+        cores: the cores there are; by default those that this process may use.
+
+    Returns:
+        A list of sets: disjoint, of sizes that differ by one at most; or of None, for all cores,
+        where there are more trials than cores, or one trial.
+    """
+    cores = sorted(os.sched_getaffinity(0) if cores is None else cores)
+    if num_slots == 1 or num_slots > len(cores):
+        return [None] * num_slots
+    bounds = [len(cores) * i // num_slots for i in range(num_slots + 1)]
+    return [set(cores[begin:end]) for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def _oom_kills():
+    """How many processes the kernel has ended for want of memory, as far as it tells."""
+    found = 0
+    for name in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):
+        try:
+            for line in pathlib.Path(name).read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    found += int(line.split()[1])
+        except OSError:
+            continue
+    return found
+
+
+def _shortened(text):
+    return text if len(text) <= 300 else f"{text[:297]}..."
