@@ -29,6 +29,9 @@ INSTALL_REQUIRES = [
     # TensorFlow Datasets 4.9.10 imports it and declares it for Python < 3.9 only.
     "importlib_resources>=6.4,<8",
     "keras>=3.13,<3.16",
+    # Spaces and oracles of tfscale.tune; its Bayesian one needs scikit-learn and SciPy.
+    "keras-tuner[bayesian]>=1.4.8,<1.5",
+    "matplotlib>=3.10,<4",
     "ml_collections>=1.1,<2",
     "numpy>=2.0,<3",
     "tensorboard>=2.21,<2.22",

@@ -13,6 +13,7 @@ from tfscale import names
 COMMANDS = {
     "fit": "train a model",
     "evaluate": "score a run",
+    "tune": "search hyperparameters",
     "doctor": "check a cluster before a job, or the checkpoints of a run",
     "launch": "run a script of your own on many workers",
 }

@@ -174,7 +174,7 @@ def quiet_import():
 
 def _define_config(values, argv):
     """Define the configuration's flags; return the arguments that are left to parse."""
-    argv, file = _take_file(argv)
+    argv, file = take_file(argv)
     config = RunConfig() if file is None else load_config(file)
     left = []
     for argument in _joined(config, argv):
@@ -218,8 +218,8 @@ def _wrong_value(error):
     )
 
 
-def _take_file(argv):
-    """Split `--config=FILE` off, wherever it stands."""
+def take_file(argv):
+    """Split `--config=FILE` off, wherever it stands; return the other arguments and the file."""
     rest, file, arguments = [], None, iter(argv)
     for argument in arguments:
         name, equals, value = argument.partition("=")

@@ -8,7 +8,8 @@ from tfscale import experiment
 from tfscale import strategy as strategy_lib
 from tfscale.data import load as load_lib
 from tfscale.monitor import run_log
-from tfscale.training import evaluator
+from tfscale.training import checkpoint as checkpoint_lib
+from tfscale.training import evaluator, state
 from tfscale.training.trainer import Trainer
 
 
@@ -37,6 +38,28 @@ def evaluate_saved(config, folder, split=""):
     with strategy.scope():
         model = keras.models.load_model(folder.model, safe_mode=True)
     return Trainer(model).evaluate(test)
+
+
+def evaluate_checkpoint(config, path):
+    """Score one checkpoint of a run on the test split.
+
+    Args:
+        config: the `RunConfig` of the run.
+        path: the folder of the checkpoint.
+
+    Returns:
+        A dict of loss and metrics; None where the configuration has no test split.
+
+    Raises:
+        ValueError: if there is no such checkpoint, or it is of another model.
+    """
+    run = experiment.build(config, "onedevice")
+    test = run.splits.test()
+    if test is None:
+        return None
+    saved = checkpoint_lib.read(path)
+    state.restore_weights(run.trainer.model, saved.arrays, saved.path)
+    return run.trainer.evaluate(test)
 
 
 def evaluate_checkpoints(config, folder, report):

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import pathlib
+import time
 
 from tfscale.training.checkpoint import write_whole
 
@@ -80,16 +81,17 @@ def settle(path, identity, may_change):
         may_change: names in it that may be other ones when the search goes on.
 
     Returns:
-        The identity as it holds from now on: that of the folder, with what may change as it was
-        given now.
+        The identity as it holds from now on, with "began", the seconds since 1970 when the search
+        was first started.
 
     Raises:
         ValueError: if the folder holds another search, with what differs.
     """
     path = pathlib.Path(path)
-    identity = json.loads(json.dumps(identity))
+    identity = {"began": round(time.time(), 3)} | json.loads(json.dumps(identity))
     if path.exists():
         before = json.loads(path.read_text())
+        identity["began"] = before["began"]
         differences = [
             f"{name}: {_short(there)} there and {_short(here)} here"
             for name, there, here in _differences(before, identity)
@@ -101,7 +103,6 @@ def settle(path, identity, may_change):
                 f"--run_dir={path.parent} with {'; '.join(differences[:5])}. Use another "
                 "--run_dir."
             )
-        identity = {**before, **{name: identity[name] for name in may_change if name in identity}}
     write_whole(path, json.dumps(identity, indent=2) + "\n")
     return identity
 

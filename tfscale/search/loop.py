@@ -34,7 +34,7 @@ class Search:
         asker: the `oracles.Asker` of an oracle that nobody has asked.
         kind: what a trial runs: an object with the methods of `trials.FitTrials`.
         views: what a person sees: an object with `update(records)` and `finish(records)`.
-        max_epochs: epochs of a trial whose oracle does not say.
+        epochs_of: a function from a trial's values to its epochs, where the oracle does not say.
         slots: the cores of each of the trials that run at once; see `processes.divide_cores`.
         max_retries: how often a trial that has failed is started again, where it may come right.
         hang_timeout_seconds: as for `processes.TrialProcess`.
@@ -52,7 +52,7 @@ class Search:
         kind,
         views,
         *,
-        max_epochs=0,
+        epochs_of=lambda values: 0,
         slots=(None,),
         max_retries=1,
         hang_timeout_seconds=0.0,
@@ -62,7 +62,7 @@ class Search:
     ):
         self.facts, self.records = facts, []
         self._journal, self._asker, self._kind, self._views = journal, asker, kind, views
-        self._max_epochs, self._free_slots = max_epochs, list(slots)
+        self._epochs_of, self._free_slots = epochs_of, list(slots)
         self._max_retries, self._hang_seconds = max_retries, hang_timeout_seconds
         self._grace_seconds = grace_seconds
         self._stops_at, self._when_ended = stops_at, when_ended
@@ -83,9 +83,10 @@ class Search:
             ToldToLeave: if a signal ended it; the same command goes on.
         """
         self._replay()
-        with _signals(), contextlib.closing(local.Guard()) as self._guard:
+        told = []
+        with _signals(told), contextlib.closing(local.Guard()) as self._guard:
             try:
-                while True:
+                while not told:
                     self._ask()
                     self._start()
                     if not self._running:
@@ -94,9 +95,9 @@ class Search:
                         self._look_at(running)
                     self._views.update(self.records)
                     time.sleep(_POLL_SECONDS)
-            except ToldToLeave:
-                self._leave()
-                raise
+                if told:
+                    self._leave()
+                    raise ToldToLeave(told[0])
             finally:
                 for running in self._running.values():
                     running.process.kill()
@@ -138,7 +139,7 @@ class Search:
             score=None,
             best_epoch=None,
             epochs=0,
-            max_epochs=asked.epochs or self._max_epochs,
+            max_epochs=asked.epochs or self._epochs_of(asked.values),
             started=None,
             seconds=0.0,
             reason="",
@@ -156,9 +157,11 @@ class Search:
             self._kind.prepare(record, self._record(record.parent) if record.parent else None)
             self._write("started", trial=record.id)
             record.started = record.started or self._journal.events[-1]["time"]
+            log = record.path / "logs" / "trial.log"
+            log.parent.mkdir(exist_ok=True)
             process = processes.TrialProcess(
                 self._kind.command(record),
-                record.path / "trial.log",
+                log,
                 self._guard,
                 self._kind.environ(record),
                 cores,
@@ -200,6 +203,7 @@ class Search:
         if end.may_come_right and self._tries[record.id] < self._max_retries:
             self._tries[record.id] += 1
             self._write("retried", **result)
+            record.reason = end.reason
             self._waiting.append(record)
             return
         result |= {"score": record.score, "best_epoch": record.best_epoch}
@@ -226,7 +230,7 @@ class Search:
         """Do again what the journal says was done; what was running then waits for a slot."""
         for event in list(self._journal.events):
             kind = event["event"]
-            if kind in ("created", "idle", "exhausted"):
+            if kind in ("created", "idle"):  # one that was exhausted is asked once more
                 self._replay_ask(event)
             elif kind == "ended":
                 record = self._record(event["trial"])
@@ -238,7 +242,7 @@ class Search:
                     record.started = record.started or event["time"]
                 else:
                     self._tries[record.id] += 1
-                    record.seconds = event["seconds"]
+                    record.seconds, record.reason = event["seconds"], event["reason"]
 
     def _replay_ask(self, event):
         asked = self._asker.ask_again(event.get("values"))
@@ -280,17 +284,17 @@ class _Running:
 
 
 @contextlib.contextmanager
-def _signals():
-    """As a context: SIGTERM and SIGINT raise `ToldToLeave`, once; a second one kills."""
+def _signals(told):
+    """As a context: the first SIGTERM or SIGINT is noted in `told`; a second one ends at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def leave(number, _):
+    def note(number, _):
         signal.signal(number, signal.SIG_DFL)
-        raise ToldToLeave(number)
+        told.append(number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -35,7 +35,7 @@ class Asked:
     epochs: int = 0
 
 
-def build(tuner, space, objective, direction, seed, max_epochs=0, factor=3):
+def build(tuner, space, objective, direction, seed, max_epochs=0, factor=3, repeats=False):
     """Make one of keras-tuner's oracles.
 
     Args:
@@ -46,6 +46,7 @@ def build(tuner, space, objective, direction, seed, max_epochs=0, factor=3):
         seed: a whole number of at least 0.
         max_epochs: hyperband: epochs of the longest trials.
         factor: hyperband: of so many trials one goes on, for so many times the epochs.
+        repeats: hyperband: begin anew after its last bracket, without end.
 
     Returns:
         A `keras_tuner.Oracle`. How many trials there are is up to who asks it.
@@ -59,7 +60,12 @@ def build(tuner, space, objective, direction, seed, max_epochs=0, factor=3):
         "max_consecutive_failed_trials": _NO_BOUND,
     }
     if tuner == "hyperband":
-        return keras_tuner.oracles.HyperbandOracle(max_epochs=max_epochs, factor=factor, **shared)
+        return keras_tuner.oracles.HyperbandOracle(
+            max_epochs=max_epochs,
+            factor=factor,
+            hyperband_iterations=_NO_BOUND if repeats else 1,
+            **shared,
+        )
     oracle = {
         "random": keras_tuner.oracles.RandomSearchOracle,
         "grid": keras_tuner.oracles.GridSearchOracle,

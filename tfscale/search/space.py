@@ -107,6 +107,25 @@ def check(space, config, check_types):
                 raise ValueError(f"search_space(hp), {parameter.name!r}: {error}") from None
 
 
+def corners(space):
+    """Yield values that a trial may get: all defaults, and those with each choice in turn.
+
+    Args:
+        space: the `keras_tuner.HyperParameters`.
+
+    Yields:
+        Dicts of the active hyperparameters by name.
+    """
+    chosen = [{}, *({p.name: value} for p in parameters(space) for value in p.choices)]
+    for fixed in chosen:
+        hps = space.copy()
+        hps.values = {}
+        for hp in space.space:  # parents come first
+            if hps.is_active(hp):
+                hps.values[hp.name] = fixed.get(hp.name, hp.default)
+        yield hps.values
+
+
 def apply(config, values):
     """Return a copy of a configuration in which fields have other values.
 
