@@ -9,8 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-import inspect
-import json
 import os
 import pathlib
 import sys
@@ -20,9 +18,9 @@ from absl import flags
 
 from tfscale import command_line, config_files, run_folder
 from tfscale.config import STRATEGIES
-from tfscale.names import check_known, nearest
+from tfscale.names import nearest
+from tfscale.search import checks, loop, oracles, processes, stopping, trials, views, winner
 from tfscale.search import journal as journal_lib
-from tfscale.search import loop, oracles, processes, stopping, trials, views
 from tfscale.search import space as space_lib
 from tfscale.training import checkpoint as checkpoint_lib
 
@@ -61,13 +59,11 @@ def _main(argv):
     config_files.check_types(config)
     _check_flags(values)
     search_space = _search_space(file)
-    with command_line.quiet_import():
-        import keras_tuner  # noqa: F401  (and Keras, which names objectives and optimizers)
-
+    gpus = _import_quietly()
     space = space_lib.define(search_space)
     space_lib.check(space, config, config_files.check_types)
-    _check_arguments(space, config)
-    objective, direction = _objective(values, config)
+    checks.check_arguments(space, config)
+    objective, direction = checks.settle_objective(values.objective, values.direction, config)
     run_dir = pathlib.Path(
         values.run_dir or run_folder.default_path(config, time.time()).replace("/", "/search-", 1)
     )
@@ -84,7 +80,25 @@ def _main(argv):
             run_dir=run_dir,
             began=identity["began"],
         )
-        return _run(values, config, space, facts, journal, max_epochs)
+        return _run(values, config, space, facts, journal, max_epochs, gpus)
+
+
+def _import_quietly():
+    """Import what choices and checks need, and hide the GPUs from this process.
+
+    Returns:
+        The number of GPUs, which belong to the trials.
+    """
+    with command_line.quiet_import():
+        import keras_tuner  # noqa: F401
+        import tensorflow as tf
+
+        from tfscale import strategy
+
+        strategy.find_gpus()
+        gpus = len(tf.config.list_physical_devices("GPU"))
+        tf.config.set_visible_devices([], "GPU")
+    return gpus
 
 
 def _define_flags(values):
@@ -175,56 +189,6 @@ def _search_space(file):
     return function
 
 
-def _check_arguments(space, config):
-    """Refuse names and arguments of models and optimizers that the builders do not know."""
-    from tfscale import models, optimizers
-
-    for values in space_lib.corners(space):
-        chosen = space_lib.apply(config, values)
-        name = chosen.model.name
-        check_known("`model.name`", [name], models.BUILDERS)
-        allowed = inspect.signature(getattr(models, name)).parameters
-        check_known(f"An argument of the model {name!r}", chosen.model.arguments, allowed)
-        optimizers.build_optimizer(chosen.optimizer, chosen.optimizer.learning_rate)
-        optimizers.build_schedule(
-            chosen.schedule.name,
-            chosen.optimizer.learning_rate,
-            chosen.schedule.warmup_steps,
-            chosen.schedule.arguments,
-            10**6,
-        )
-
-
-def _objective(values, config):
-    """Return the metric that is compared, and which value of it is best.
-
-    Raises:
-        UsageError: if the run does not report it, with what it does.
-    """
-    import keras_tuner
-
-    from tfscale.models import objectives
-
-    loss = objectives.with_logits(config.loss.name, config.loss.arguments)
-    metrics = objectives.build_metrics(config.metrics.names, bool(loss.get("from_logits", False)))
-    names = [metric if isinstance(metric, str) else metric.name for metric in metrics] + ["loss"]
-    reported = [f"val_{name}" for name in names] + names
-    objective = values.objective or reported[0]
-    if objective not in reported:
-        raise config_files.UsageError(
-            f"--objective must be a metric that the run reports. Received: {objective!r}."
-            f"{nearest(objective, reported)} It reports: {', '.join(reported)}."
-        )
-    infer = keras_tuner.engine.metrics_tracking.infer_metric_direction
-    direction = infer(objective) if values.direction == "auto" else values.direction
-    if direction is None:
-        raise config_files.UsageError(
-            "--direction must say which value of the objective is best, where the metric does not. "
-            f"Received: --objective={objective}. Add --direction=max or --direction=min."
-        )
-    return objective, direction
-
-
 def _max_epochs(values, config, space):
     """Return the epochs of a trial; for hyperband, those of its longest ones."""
     if values.tuner != "hyperband":
@@ -277,7 +241,7 @@ def _identity(values, config, space, objective, direction, max_epochs):
     }
 
 
-def _run(values, config, space, facts, journal, max_epochs):
+def _run(values, config, space, facts, journal, max_epochs, gpus):
     """Search, and say what was found; return the exit code."""
     schedule_epochs = max_epochs if values.tuner == "hyperband" else config.schedule.epochs
 
@@ -310,7 +274,7 @@ def _run(values, config, space, facts, journal, max_epochs):
         min_epochs=values.min_epochs,
         min_trials=values.min_trials,
     )
-    winner = _Winner(config, facts, journal, max_epochs)
+    best = winner.Winner(config, facts, journal, max_epochs, config_files.config_to_json)
     with contextlib.closing(oracles.Asker(oracle)) as asker:
         search = loop.Search(
             facts,
@@ -319,19 +283,36 @@ def _run(values, config, space, facts, journal, max_epochs):
             trials.FitTrials(make_config, _fit_flags(values, launches)),
             shown,
             epochs_of=lambda chosen: chosen.get("train.epochs", max_epochs),
-            slots=processes.divide_cores(values.parallel_trials),
+            slots=processes.slots(values.parallel_trials, gpus),
             max_retries=values.max_retries,
             hang_timeout_seconds=0 if launches else values.hang_timeout_seconds,
             grace_seconds=values.grace_seconds,
             stops_at=stops_at if values.early_stopping else None,
-            when_ended=winner.look_at,
+            when_ended=best.look_at,
         )
         try:
             records = search.run()
         except loop.ToldToLeave as left:
             print("stopped; the same command goes on.", file=sys.stderr, flush=True)
             return left.code
-    return winner.tell(records, make_config)
+    best.look_at_all(records)
+    if best.record is None:
+        print("No trial has a score; see the logs in trials/.", file=sys.stderr, flush=True)
+        return 1
+    scores = best.test(make_config(best.record), _score)
+    if scores:
+        shown_scores = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        at = f"trial {best.record.id}, its epoch {best.record.best_epoch}"
+        print(f"test    {shown_scores}   ({at})")
+    print(f"train   python -m tfscale.fit --config={best.path}", flush=True)
+    return 0
+
+
+def _score(config, checkpoint):
+    """Return the scores of a checkpoint on the test split."""
+    with command_line.quiet_import():
+        from tfscale import scoring
+    return scoring.evaluate_checkpoint(config, checkpoint)
 
 
 def _fit_flags(values, launches):
@@ -348,73 +329,6 @@ def _fit_flags(values, launches):
         f"--grace_seconds={values.grace_seconds}",
         *shared,
     ]
-
-
-class _Winner:
-    """The best trial so far: its configuration in best.json, and its score on the test split."""
-
-    def __init__(self, config, facts, journal, max_epochs):
-        self._config, self._facts, self._journal = config, facts, journal
-        self._max_epochs = max_epochs
-        self._best = None
-
-    def look_at(self, record):
-        """Take in a trial that has ended."""
-        if record.state not in trials.SCORED:
-            return
-        if self._best is None or self._facts.better(record.score, self._best.score):
-            self._best = record
-            self._write()
-
-    def tell(self, records, make_config):
-        """Score the best of all trials, and say how it is trained; return the exit code."""
-        self._best = None
-        for record in records:
-            self.look_at(record)
-        best = self._best
-        if best is None:
-            print("No trial has a score; see the logs in trials/.", file=sys.stderr, flush=True)
-            return 1
-        scores = self._scores(best, make_config)
-        lines = []
-        if scores:
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-            lines.append(f"test    {shown}   (trial {best.id}, its epoch {best.best_epoch})")
-        lines.append(f"train   python -m tfscale.fit --config={self._path}")
-        print("\n".join(lines), flush=True)
-        return 0
-
-    @property
-    def _path(self):
-        return self._facts.run_dir / "best.json"
-
-    def _write(self):
-        epochs = self._best.values.get("train.epochs", self._max_epochs)
-        config = space_lib.winner_config(self._config, self._best.values, epochs)
-        checkpoint_lib.write_whole(self._path, config_files.config_to_json(config) + "\n")
-
-    def _scores(self, best, make_config):
-        """Return the scores on the test split, which is read once for each winner."""
-        for event in self._journal.events:
-            if event["event"] == "tested" and event["trial"] == best.id:
-                return event["scores"]
-        config = make_config(best)
-        config.data.test_split = self._config.data.test_split
-        if not config.data.test_split:
-            return None
-        with command_line.quiet_import():
-            from tfscale import scoring
-
-            scoring.strategy_lib.find_gpus()
-        checkpoints = checkpoint_lib.Checkpoints(best.path / "checkpoints")
-        path = checkpoints.path(trials.best_step(best.path))
-        scores = scoring.evaluate_checkpoint(config, path)
-        self._journal.append({"event": "tested", "trial": best.id, "scores": scores})
-        summary = {"trial": best.id, "test": scores}
-        checkpoint_lib.write_whole(
-            self._facts.run_dir / "summary.json", json.dumps(summary, indent=2) + "\n"
-        )
-        return scores
 
 
 if __name__ == "__main__":

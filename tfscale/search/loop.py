@@ -35,7 +35,7 @@ class Search:
         kind: what a trial runs: an object with the methods of `trials.FitTrials`.
         views: what a person sees: an object with `update(records)` and `finish(records)`.
         epochs_of: a function from a trial's values to its epochs, where the oracle does not say.
-        slots: the cores of each of the trials that run at once; see `processes.divide_cores`.
+        slots: the `processes.Slot` of each of the trials that run at once; one if empty.
         max_retries: how often a trial that has failed is started again, where it may come right.
         hang_timeout_seconds: as for `processes.TrialProcess`.
         grace_seconds: from SIGTERM to SIGKILL.
@@ -53,7 +53,7 @@ class Search:
         views,
         *,
         epochs_of=lambda values: 0,
-        slots=(None,),
+        slots=(),
         max_retries=1,
         hang_timeout_seconds=0.0,
         grace_seconds=60.0,
@@ -62,7 +62,7 @@ class Search:
     ):
         self.facts, self.records = facts, []
         self._journal, self._asker, self._kind, self._views = journal, asker, kind, views
-        self._epochs_of, self._free_slots = epochs_of, list(slots)
+        self._epochs_of, self._free_slots = epochs_of, list(slots) or [processes.Slot(0)]
         self._max_retries, self._hang_seconds = max_retries, hang_timeout_seconds
         self._grace_seconds = grace_seconds
         self._stops_at, self._when_ended = stops_at, when_ended
@@ -153,7 +153,7 @@ class Search:
     def _start(self):
         """Start what waits, or goes on, in the free slots."""
         while self._waiting and self._free_slots:
-            record, cores = self._waiting.popleft(), self._free_slots.pop(0)
+            record, slot = self._waiting.popleft(), self._free_slots.pop(0)
             self._kind.prepare(record, self._record(record.parent) if record.parent else None)
             self._write("started", trial=record.id)
             record.started = record.started or self._journal.events[-1]["time"]
@@ -164,10 +164,10 @@ class Search:
                 log,
                 self._guard,
                 self._kind.environ(record),
-                cores,
+                slot,
                 self._hang_seconds,
             )
-            self._running[record.id] = _Running(record, process, cores)
+            self._running[record.id] = _Running(record, process, slot)
 
     def _look_at(self, running):
         """Take in how far a trial is, stop it if it will not win, and take in its end."""
@@ -184,8 +184,8 @@ class Search:
                 process.stop(self._grace_seconds)
         if has_ended:
             del self._running[record.id]
-            self._free_slots.append(running.cores)
-            self._free_slots.sort(key=lambda cores: min(cores or {0}))
+            self._free_slots.append(running.slot)
+            self._free_slots.sort(key=lambda slot: slot.number)
             self._end(running)
 
     def _end(self, running):
@@ -277,8 +277,8 @@ class Search:
 class _Running:
     """A trial that has a process."""
 
-    def __init__(self, record, process, cores):
-        self.record, self.process, self.cores = record, process, cores
+    def __init__(self, record, process, slot):
+        self.record, self.process, self.slot = record, process, slot
         self.seconds_before = record.seconds
         self.stops_at = None
 

@@ -44,12 +44,12 @@ class TrialProcess:
         log: file that its output is appended to; its folder must exist.
         guard: the `local.Guard` of the search.
         environ: variables beside those of this process.
-        cores: cores that it and what it starts may use; None for all.
+        slot: the `Slot` that it and what it starts may use.
         hang_timeout_seconds: how long it may stand still in the middle of its work; 0 for ever,
             and for a launcher, which watches its workers itself.
     """
 
-    def __init__(self, command, log, guard, environ=None, cores=None, hang_timeout_seconds=0.0):
+    def __init__(self, command, log, guard, environ=None, slot=None, hang_timeout_seconds=0.0):
         self.log = pathlib.Path(log)
         self.began = time.monotonic()
         self.pulse = pulse.Pulse()
@@ -59,10 +59,12 @@ class TrialProcess:
         self._oom_kills = _oom_kills()
         own = {k: v for k, v in os.environ.items() if not k.startswith(_CLUSTER)}
         own |= {"PYTHONUNBUFFERED": "1", pulse.VARIABLE: self.pulse.variable, **(environ or {})}
+        if slot and slot.gpus is not None:
+            own["CUDA_VISIBLE_DEVICES"] = slot.gpus
         before = os.sched_getaffinity(0)
         with open(self.log, "ab") as output:
             self._log_began = output.tell()
-            os.sched_setaffinity(0, cores or before)  # inherited by the process
+            os.sched_setaffinity(0, (slot and slot.cores) or before)  # inherited by the process
             try:
                 self.process = local.start_worker(
                     list(command), own, output, pass_handles=(self.pulse.handle,)
@@ -106,7 +108,7 @@ class TrialProcess:
         """Return how it ended, as an `End`.
 
         Args:
-            diverged: whether the run said that its numbers were not finite.
+            diverged: what the run said of numbers that were not finite; "" for nothing.
         """
         code = self.process.returncode
         code = 128 - code if code < 0 else code
@@ -118,7 +120,7 @@ class TrialProcess:
         if code == 0:
             return End(trials.COMPLETED)
         if diverged:
-            return End(trials.DIVERGED, error or "its loss was not finite")
+            return End(trials.DIVERGED, diverged)
         if any(_NO_MEMORY.search(line) for line in lines):
             return End(trials.OUT_OF_MEMORY, error or "it asked for more memory than there is")
         if code == 128 + signal.SIGKILL and _oom_kills() > self._oom_kills:
@@ -159,22 +161,49 @@ class TrialProcess:
             return file.read().decode(errors="replace").splitlines()[-200:]
 
 
-def divide_cores(num_slots, cores=None):
-    """Return the cores of each of several trials that run at once.
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Where a trial runs: its share of the machine.
+
+    Args:
+        number: from 0.
+        cores: those that it may use; None for all.
+        gpus: CUDA_VISIBLE_DEVICES of it; None for as it is.
+    """
+
+    number: int
+    cores: frozenset | None = None
+    gpus: str | None = None
+
+
+def slots(num_slots, num_gpus=0, cores=None):
+    """Divide this machine among the trials that run at once.
 
     Args:
         num_slots: trials at once.
+        num_gpus: GPUs of this machine.
         cores: the cores there are; by default those that this process may use.
 
     Returns:
-        A list of sets: disjoint, of sizes that differ by one at most; or of None, for all cores,
-        where there are more trials than cores, or one trial.
+        A list of `Slot`. Cores and GPUs are disjoint, and as many as differ by one at most; with
+        more trials than cores all have all of them, with more trials than GPUs they take turns.
     """
     cores = sorted(os.sched_getaffinity(0) if cores is None else cores)
-    if num_slots == 1 or num_slots > len(cores):
-        return [None] * num_slots
-    bounds = [len(cores) * i // num_slots for i in range(num_slots + 1)]
-    return [set(cores[begin:end]) for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    shares = [None] * num_slots
+    if 1 < num_slots <= len(cores):
+        shares = [frozenset(share) for share in _cut(cores, num_slots)]
+    gpus = [None] * num_slots
+    if num_slots > 1 and num_gpus:
+        there = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        there = there if there != [""] else [str(i) for i in range(num_gpus)]
+        cut = _cut(there, num_slots) if num_gpus >= num_slots else None
+        gpus = [",".join(cut[i]) if cut else there[i % num_gpus] for i in range(num_slots)]
+    return [Slot(i, shares[i], gpus[i]) for i in range(num_slots)]
+
+
+def _cut(things, num_parts):
+    bounds = [len(things) * i // num_parts for i in range(num_parts + 1)]
+    return [things[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
 def _oom_kills():

@@ -169,9 +169,12 @@ class FitTrials:
         return read_history(record.path / "metrics.jsonl")
 
     def diverged(self, record):
-        """Return whether the run has ended itself at a number that was not finite."""
-        lines = _lines(record.path / "metrics.jsonl")
-        return any(line.get("bad_step", {}).get("action") == "stop" for line in lines[-1:])
+        """Return how the run has ended itself at a number that was not finite, "" if it has not."""
+        for line in _lines(record.path / "metrics.jsonl")[-1:]:
+            bad = line.get("bad_step", {})
+            if bad.get("action") == "stop":
+                return f"{bad['bad']} not finite at step {line['step']}, loss {bad['loss']}"
+        return ""
 
 
 def read_history(path):
