@@ -211,7 +211,7 @@ def closing(facts, records, now):
     for record in records:
         if record.state not in (*trials.SCORED, trials.RUNNING):
             shown.append(f"        trial {record.id}: {record.reason or words(record.state)}")
-            shown.append(f"        see {record.path / 'logs'}")
+            shown.append(f"        see {record.path / 'logs' / 'trial.log'}")
     where = facts.run_dir
     shown.append(f"files   {where}/results.csv, objective.png, parameters.png")
     shown.append(f"look    tensorboard --logdir {where}   (HPARAMS, TIME SERIES)")

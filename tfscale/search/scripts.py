@@ -1,0 +1,218 @@
+"""Trials that run a user's script again, through the launcher; the search's side of them.
+
+Owns the command that leads back to the script, what lies in such a trial's folder, and what the
+oracle learns from it: hyperparameters that the script has only met while a trial ran. What the
+script does there is in `script_trial`.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+from tfscale.search import oracles, space, trials
+from tfscale.training.checkpoint import write_whole
+
+VARIABLE = "TFSCALE_TRIAL"
+WEIGHTS = "best.weights.h5"
+BUILD = "build.json"  # the shapes that a model was built for, when it does not say so itself
+SPACE = "space.json"
+METRICS = "metrics.jsonl"
+_TASK = "trial.json"
+_DIVERGED = "BadNumbers:"  # in the log, when the loss was not finite
+_TAIL_BYTES = 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+    """What a process is to do; the file that `TFSCALE_TRIAL` names holds it as JSON.
+
+    Args:
+        tuner: which `Tuner` of the script this is for, from 1 in the order in which they are made.
+        id: the trial.
+        path: its folder.
+        space: `keras_tuner.HyperParameters.get_config()` of the search.
+        values: the values of all hyperparameters.
+        epochs: epochs to have done at the end; 0 where `search` says it.
+        initial_epoch: epochs that the trial it continues has done.
+        parent: the folder of that trial, "" if none.
+    """
+
+    tuner: int
+    id: str
+    path: str
+    space: dict
+    values: dict
+    epochs: int = 0
+    initial_epoch: int = 0
+    parent: str = ""
+
+
+def assigned():
+    """Return this process's `Assignment`, or None where it is not a trial."""
+    path = os.environ.get(VARIABLE)
+    return Assignment(**json.loads(pathlib.Path(path).read_text())) if path else None
+
+
+def target():
+    """Return how this process was started: a script or `-m MODULE`, and its arguments.
+
+    Returns:
+        A list for `tfscale.launch`; None in an interactive shell, a notebook or `python -c`.
+    """
+    main = sys.modules["__main__"]
+    if main.__spec__ is not None:
+        return ["-m", main.__spec__.name.removesuffix(".__main__"), *sys.argv[1:]]
+    path = getattr(main, "__file__", None)
+    if path is None or not os.path.isfile(path):
+        return None
+    return [os.path.abspath(path), *sys.argv[1:]]
+
+
+class ScriptTrials:
+    """Trials that are runs of the user's script; the loop asks it what depends on that.
+
+    Args:
+        tuner: which `Tuner` of the script this is, from 1.
+        oracle: the `keras_tuner.Oracle`, for the space as it is known.
+        parameters: the list in `SearchFacts`, which grows with the space.
+        target: what `target` returned.
+        flags: arguments of `tfscale.launch`, beside the folder.
+        says_epochs: whether the oracle chooses the epochs of each trial.
+    """
+
+    def __init__(self, tuner, oracle, parameters, target, flags, says_epochs=False):
+        self._tuner, self._oracle, self._parameters = tuner, oracle, parameters
+        self._says_epochs = says_epochs
+        self._target, self._flags = list(target), list(flags)
+
+    def prepare(self, record, parent):
+        """Write what a trial needs; one that continues another begins with its curves and weights.
+
+        Args:
+            record: the trial's `TrialRecord`.
+            parent: that of the trial which it continues, or None.
+        """
+        record.path.mkdir(parents=True, exist_ok=True)
+        task = Assignment(
+            tuner=self._tuner,
+            id=record.id,
+            path=str(record.path),
+            space=self._oracle.get_space().get_config(),
+            values=record.values,
+            epochs=record.max_epochs if self._says_epochs else 0,
+            initial_epoch=parent.max_epochs if parent else 0,
+            parent=str(parent.path) if parent else "",
+        )
+        if parent is not None and not (record.path / _TASK).exists():
+            for name in (METRICS, WEIGHTS, BUILD):
+                if (parent.path / name).exists():
+                    shutil.copy2(parent.path / name, record.path / name)
+        text = json.dumps(dataclasses.asdict(task), indent=2) + "\n"
+        write_whole(record.path / _TASK, text)
+
+    def command(self, record):
+        """Return the command that runs a trial, or goes on with it."""
+        launch = [sys.executable, "-m", "tfscale.launch", *self._flags]
+        return [*launch, f"--run_dir={record.path}", "--", *self._target]
+
+    def environ(self, record):
+        """Return variables that a trial's process gets beside those of the search."""
+        return {VARIABLE: str(record.path / _TASK)}
+
+    def history(self, record):
+        """Return the metrics of a trial's epochs, and take in what its script has met."""
+        met = read_space(record.path)
+        new = {n: v for n, v in met.get("values", {}).items() if n not in record.values}
+        if new:
+            record.values = {**record.values, **new}
+            known = {parameter.name for parameter in self._parameters}
+            self._parameters += [
+                p for p in space.parameters(hyperparameters(met)) if p.name not in known
+            ]
+        return read_history(record.path / METRICS)
+
+    def diverged(self, record):
+        """Return whether the run has ended itself at a number that was not finite."""
+        with open(record.path / "logs" / "trial.log", "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - _TAIL_BYTES, 0))
+            return _DIVERGED in file.read().decode(errors="replace")
+
+
+class ScriptAsker(oracles.Asker):
+    """Asks an oracle, and tells it too of hyperparameters that a trial was the first to meet.
+
+    Args:
+        oracle: a `keras_tuner.Oracle` that nobody has asked yet.
+        run_dir: the folder of the search.
+    """
+
+    def __init__(self, oracle, run_dir):
+        super().__init__(oracle)
+        self._folder = pathlib.Path(run_dir) / "trials"
+
+    def tell(self, id, history, state):
+        """Tell how a trial ended; arguments as for `oracles.Asker`."""
+        met = read_space(self._folder / id)
+        if met:
+            trial = self._oracle.get_trial(self._ids[id])
+            values = dict(trial.hyperparameters.values)
+            trial.hyperparameters = hyperparameters(met)
+            trial.hyperparameters.values = {**values, **met["values"]}
+        super().tell(id, history, state)
+
+
+def hyperparameters(met):
+    """Return the `keras_tuner.HyperParameters` that a trial has used, from `read_space`."""
+    import keras_tuner
+
+    found = keras_tuner.HyperParameters.from_config(met["space"])
+    found.values = dict(met["values"])
+    return found
+
+
+def read_space(path):
+    """Return {"space": ..., "values": ...} of a trial's folder, {} where it has not said yet."""
+    try:
+        return json.loads((path / SPACE).read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def read_history(path):
+    """Return one dict of metrics an epoch, {"epoch": 1, ...}, from a trial's `metrics.jsonl`."""
+    found = {}
+    for record in read_lines(path):
+        epoch = found.setdefault(record["epoch"], {"epoch": record["epoch"] + 1})
+        for kind, prefix in (("train", ""), ("validation", "val_")):
+            numbers = record.get(kind, {}).items()
+            epoch |= {prefix + n: v for n, v in numbers if isinstance(v, (int, float))}
+    return [found[epoch] for epoch in sorted(found)]
+
+
+def read_lines(path):
+    """Return the records of a file of JSON lines, without one that is being written."""
+    try:
+        lines = pathlib.Path(path).read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def ended_trials(run_dir):
+    """Return the trials that have a score, from the journal of a search, in order.
+
+    Nothing is locked: a search may be going on.
+
+    Returns:
+        A list of `(id, score, state)`.
+    """
+    events = read_lines(pathlib.Path(run_dir) / "journal.jsonl")
+    return [
+        (event["trial"], event["score"], event["state"])
+        for event in events
+        if event["event"] == "ended" and event["state"] in trials.SCORED
+    ]
