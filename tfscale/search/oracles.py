@@ -89,6 +89,21 @@ def reseed(oracle, seed):
         oracle.gpr = oracle._make_gpr()
 
 
+def reseed(oracle, seed):
+    """Give an oracle that nobody has asked yet the seed of an earlier one.
+
+    Args:
+        oracle: a `keras_tuner.Oracle`, which draws a seed of its own where it was given none.
+        seed: its new seed.
+    """
+    import numpy as np
+
+    oracle.seed = oracle._seed_state = seed
+    if hasattr(oracle, "gpr"):
+        oracle._random_state = np.random.RandomState(seed)
+        oracle.gpr = oracle._make_gpr()
+
+
 class Asker:
     """Asks an oracle for trials and tells it how they ended.
 

@@ -1,0 +1,117 @@
+"""A search whose trials are small scripts without TensorFlow, for tests of the loop.
+
+Run as a script, `searching.py RUN_DIR`, it is the process of a search that a test kills.
+"""
+
+import json
+import pathlib
+import sys
+import time
+
+from tfscale.search import journal, loop, oracles, processes, trials
+
+# What a trial does: it goes on after the epochs that are in its file, as a run does.
+TRIAL = """
+import json, os, pathlib, signal, sys, time
+from tfscale.cluster import pulse
+folder, values = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
+does, epochs, seconds = values.get("does", ""), values["epochs"], values.get("seconds", 0.02)
+pulse.begin()
+file = folder / "metrics.jsonl"
+done = len(file.read_text().splitlines()) if file.exists() else 0
+with open(folder / "pids", "a") as pids:
+    print(os.getpid(), done, file=pids)
+def write(**record):
+    with open(file, "a") as lines:
+        lines.write(json.dumps(record) + chr(10))
+for epoch in range(done, epochs):
+    pulse.beat(epoch + 1, "train", epoch)
+    time.sleep(seconds)
+    if epoch == 1:
+        tries = len((folder / "pids").read_text().splitlines())
+        if does == "crash" or does == "crash once" and tries == 1:
+            raise RuntimeError("a layer fell off")
+        if does == "memory":
+            raise MemoryError
+        if does == "hang":
+            time.sleep(1000)
+        if does == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if does == "diverge":
+            write(step=2, epoch=1, bad_step={"action": "stop", "bad": "loss", "loss": "nan"})
+            print("error: The loss must be finite."); sys.exit(2)
+        if does == "refused":
+            print("error: `model.arguments` must fit."); sys.exit(2)
+    score = values["level"] + 0.1 * epoch
+    write(step=epoch + 1, epoch=epoch, validation={"accuracy": score})
+"""
+
+
+class ListOracle:
+    """Gives the trials of a list, one after the other, and remembers what it is told."""
+
+    def __init__(self, chosen):
+        self.chosen, self.asked, self.told = chosen, 0, []
+
+    def ask(self):
+        if self.asked == len(self.chosen):
+            return oracles.Asked("exhausted")
+        self.asked += 1
+        return oracles.Asked("trial", f"{self.asked - 1:04d}", self.chosen[self.asked - 1])
+
+    def ask_again(self, values):
+        return self.ask()
+
+    def tell(self, id, history, state):
+        self.told.append((id, state, [round(e["val_accuracy"], 3) for e in history]))
+
+
+class ScriptedTrials(trials.FitTrials):
+    """Trials that run `TRIAL`."""
+
+    def __init__(self):
+        super().__init__(make_config=None)
+
+    def prepare(self, record, parent):
+        record.path.mkdir(parents=True, exist_ok=True)
+
+    def command(self, record):
+        return [sys.executable, "-c", TRIAL, str(record.path), json.dumps(record.values)]
+
+
+class NoViews:
+    def update(self, records):
+        pass
+
+    def finish(self, records):
+        pass
+
+
+def search(run_dir, chosen, slots=1, **settings):
+    """Run a search to its end; return its records and its oracle."""
+    run_dir = pathlib.Path(run_dir)
+    run_dir.mkdir(exist_ok=True)
+    facts = trials.SearchFacts("val_accuracy", "max", "list", 0, [], run_dir, time.time())
+    log, oracle = journal.Journal(run_dir / "journal.jsonl"), ListOracle(chosen)
+    settings = {"grace_seconds": 5, "slots": processes.slots(slots), **settings}
+    try:
+        return (
+            loop.Search(facts, log, oracle, ScriptedTrials(), NoViews(), **settings).run(),
+            oracle,
+        )
+    finally:
+        log.close()
+
+
+def table(records):
+    """What has to be equal in two searches: all but times."""
+    return [
+        (r.id, r.values, r.state, r.score, r.best_epoch, r.epochs, r.reason, r.history)
+        for r in records
+    ]
+
+
+KILLED = [{"level": level, "epochs": 4, "seconds": 0.15} for level in (0.1, 0.5, 0.3)]
+
+if __name__ == "__main__":
+    search(sys.argv[1], KILLED)

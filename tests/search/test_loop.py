@@ -1,0 +1,153 @@
+"""The way of a trial, with real processes that need no TensorFlow."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import searching
+
+from tfscale.cluster import local
+from tfscale.search import loop, processes, stopping, trials
+
+pytestmark = pytest.mark.workers
+
+
+def good(level, **more):
+    return {"level": level, "epochs": 3, **more}
+
+
+def events(run_dir, kind):
+    lines = trials._lines(pathlib.Path(run_dir) / "journal.jsonl")
+    return [line for line in lines if line["event"] == kind]
+
+
+def pids(run_dir):
+    """Processes of all trials, and the epochs each found done."""
+    found = []
+    for file in sorted(pathlib.Path(run_dir).glob("trials/*/pids")):
+        found += [tuple(map(int, line.split())) for line in file.read_text().splitlines()]
+    return found
+
+
+def wait_for(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_trials_run_to_the_end_and_the_oracle_hears_of_them(tmp_path):
+    records, oracle = searching.search(tmp_path, [good(0.1), good(0.5)])
+    assert [(r.state, r.epochs, r.best_epoch) for r in records] == [("completed", 3, 3)] * 2
+    assert records[1].score == pytest.approx(0.7)
+    assert oracle.told[1] == ("0001", "completed", [0.5, 0.6, 0.7])
+
+
+def test_what_ends_a_trial_is_recorded_and_the_search_goes_on(tmp_path):
+    chosen = [
+        good(0.1, does=does)
+        for does in ("crash", "crash once", "memory", "killed", "diverge", "refused")
+    ] + [good(0.2)]
+    records, oracle = searching.search(tmp_path, chosen, slots=2, max_retries=1)
+    found = {r.values.get("does", ""): (r.state, r.reason) for r in records}
+    assert found["crash"] == ("failed", "exit code 1: RuntimeError: a layer fell off")
+    assert found["crash once"] == ("completed", "")
+    assert found["memory"] == ("out_of_memory", "MemoryError")
+    assert found["killed"] == ("failed", "signal SIGKILL")
+    assert found["diverge"] == ("diverged", "loss not finite at step 2, loss nan")
+    assert found["refused"] == ("failed", "it was refused: `model.arguments` must fit.")
+    assert found[""] == ("completed", "")
+    assert sorted(id for id, *_ in oracle.told) == [r.id for r in records]
+    retried = [event["trial"] for event in events(tmp_path, "retried")]
+    assert sorted(retried) == ["0000", "0001", "0003"]  # where another start may go better
+    starts = pids(tmp_path)
+    assert len(starts) == 7 + 3
+    assert all(not pathlib.Path(f"/proc/{pid}").exists() for pid, _ in starts)
+
+
+def test_a_trial_that_stands_still_is_ended_with_its_stacks_in_the_log(tmp_path):
+    chosen = [good(0.1, does="hang"), good(0.2)]
+    records, _ = searching.search(tmp_path, chosen, max_retries=0, hang_timeout_seconds=1)
+    assert [r.state for r in records] == ["hung", "completed"]
+    assert "at step 2 (train, epoch 2)" in records[0].reason
+    log = (tmp_path / "trials/0000/logs/trial.log").read_text()
+    assert "most recent call first" in log
+
+
+def test_a_bad_trial_is_stopped_at_the_epoch_where_the_median_is_better(tmp_path):
+    def stops_at(history, others):
+        return stopping.stops_at(history, others, "val_accuracy", "max", 2, 2)
+
+    chosen = [good(0.5), good(0.6), {"level": 0.1, "epochs": 200, "seconds": 0.05}, good(0.7)]
+    records, oracle = searching.search(tmp_path, chosen, stops_at=stops_at)
+    assert [r.state for r in records] == ["completed", "completed", "stopped", "completed"]
+    assert records[2].epochs == 2 and records[2].score == pytest.approx(0.2)
+    assert oracle.told[2] == ("0002", "stopped", [0.1, 0.2])
+
+
+@pytest.mark.parametrize("moment", ["in a trial", "between the trials"])
+def test_search_that_is_killed_goes_on_and_ends_as_an_undisturbed_one(tmp_path, moment):
+    expected, _ = searching.search(tmp_path / "undisturbed", searching.KILLED)
+    run_dir = tmp_path / "killed"
+    script = str(pathlib.Path(searching.__file__))
+    with subprocess.Popen([sys.executable, script, str(run_dir)]) as process:
+        if moment == "in a trial":
+            metrics = run_dir / "trials/0001/metrics.jsonl"
+            wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2)
+        else:
+            wait_for(lambda: events(run_dir, "ended"))
+        process.kill()
+    running = [pid for pid, _ in pids(run_dir)]
+    wait_for(lambda: all(local.state_of(pid) in ("", "Z") for pid in running), 5)
+    with open(run_dir / "journal.jsonl", "a") as file:
+        file.write('{"event": "ended", "tri')  # what a kill in the middle of a line leaves
+    records, oracle = searching.search(run_dir, searching.KILLED)
+    assert searching.table(records) == searching.table(expected)
+    assert [id for id, *_ in oracle.told] == ["0000", "0001", "0002"]
+    assert len(events(run_dir, "created")) == len(events(run_dir, "ended")) == 3
+    if moment == "in a trial":
+        assert [done for _, done in pids(run_dir)][2] >= 2  # it went on where it was
+
+
+def test_finished_search_starts_nothing_again(tmp_path):
+    first, _ = searching.search(tmp_path, [good(0.1)])
+    again, _ = searching.search(tmp_path, [good(0.1)])
+    assert searching.table(again) == searching.table(first)
+    assert len(pids(tmp_path)) == 1
+
+
+def test_search_of_other_values_is_refused(tmp_path):
+    searching.search(tmp_path, [good(0.1)])
+    with pytest.raises(ValueError, match="where the journal has"):
+        searching.search(tmp_path, [good(0.2)])
+
+
+def test_signal_lets_trials_leave_and_counts_nothing(tmp_path):
+    chosen = [good(0.1), {"level": 0.2, "epochs": 60, "seconds": 0.05}]
+
+    def tell():
+        wait_for(lambda: len(pids(tmp_path)) == 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=tell)
+    thread.start()
+    with pytest.raises(loop.ToldToLeave) as left:
+        searching.search(tmp_path, chosen)
+    thread.join()
+    assert left.value.code == 143
+    assert [event["trial"] for event in events(tmp_path, "ended")] == ["0000"]
+    assert all(local.state_of(pid) in ("", "Z") for pid, _ in pids(tmp_path))
+
+
+def test_machine_is_divided_among_trials():
+    cores = [slot.cores for slot in processes.slots(3, cores=range(8))]
+    assert [len(share) for share in cores] == [2, 3, 3]
+    assert sorted(core for share in cores for core in share) == list(range(8))
+    assert [slot.cores for slot in processes.slots(3, cores=range(2))] == [None] * 3
+    assert [slot.gpus for slot in processes.slots(2, num_gpus=4, cores=range(2))] == ["0,1", "2,3"]
+    assert [slot.gpus for slot in processes.slots(3, num_gpus=2, cores=range(3))] == ["0", "1", "0"]
