@@ -90,9 +90,15 @@ def test_a_bad_trial_is_stopped_at_the_epoch_where_the_median_is_better(tmp_path
     assert oracle.told[2] == ("0002", "stopped", [0.1, 0.2])
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return searching.search(tmp_path_factory.mktemp("undisturbed"), searching.KILLED)[0]
+
+
 @pytest.mark.parametrize("moment", ["in a trial", "between the trials"])
-def test_search_that_is_killed_goes_on_and_ends_as_an_undisturbed_one(tmp_path, moment):
-    expected, _ = searching.search(tmp_path / "undisturbed", searching.KILLED)
+def test_search_that_is_killed_goes_on_and_ends_as_an_undisturbed_one(
+    tmp_path, undisturbed, moment
+):
     run_dir = tmp_path / "killed"
     script = str(pathlib.Path(searching.__file__))
     with subprocess.Popen([sys.executable, script, str(run_dir)]) as process:
@@ -107,7 +113,7 @@ def test_search_that_is_killed_goes_on_and_ends_as_an_undisturbed_one(tmp_path, 
     with open(run_dir / "journal.jsonl", "a") as file:
         file.write('{"event": "ended", "tri')  # what a kill in the middle of a line leaves
     records, oracle = searching.search(run_dir, searching.KILLED)
-    assert searching.table(records) == searching.table(expected)
+    assert searching.table(records) == searching.table(undisturbed)
     assert [id for id, *_ in oracle.told] == ["0000", "0001", "0002"]
     assert len(events(run_dir, "created")) == len(events(run_dir, "ended")) == 3
     if moment == "in a trial":

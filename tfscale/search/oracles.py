@@ -129,7 +129,7 @@ class Asker:
 
     def ask(self):
         """Return what to try next, as an `Asked`."""
-        with _quickly():
+        with _quickly(self._oracle):
             trial = self._oracle.create_trial(f"ask-{len(self._ids)}")
         if trial.status != "RUNNING":
             return Asked("idle" if trial.status == "IDLE" else "exhausted")
@@ -211,7 +211,7 @@ class Asker:
             if self._worst is None or self._is_worse(record, self._worst):
                 self._worst = record
         trial.status = "COMPLETED" if told else "FAILED"
-        with _quickly():
+        with _quickly(self._oracle):
             self._oracle.end_trial(trial)
 
     def close(self):
@@ -227,7 +227,7 @@ class Asker:
 
 
 @contextlib.contextmanager
-def _quickly():
+def _quickly(oracle):
     """Keep keras-tuner from what costs time or says nothing.
 
     A Gaussian process of a few trials is evaluated thousands of times: threads for its small
@@ -236,7 +236,7 @@ def _quickly():
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # names of threads, bounds of a fit
-        with contextlib.suppress(ImportError):  # where keras-tuner came without its extra
+        if hasattr(oracle, "gpr"):
             import sklearn
             import threadpoolctl
 

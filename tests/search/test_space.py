@@ -1,0 +1,96 @@
+"""What a search space may name, and the configuration of a trial."""
+
+import pytest
+
+from tfscale import config_files
+from tfscale.config import DataConfig, RunConfig
+from tfscale.search import space as space_lib
+
+pytest.importorskip("keras_tuner")
+
+
+def check(define, config=None):
+    space_lib.check(space_lib.define(define), config or RunConfig(), config_files.check_types)
+
+
+@pytest.mark.parametrize(
+    ("define", "says"),
+    [
+        (lambda hp: None, "at least one hyperparameter. Received: none"),
+        (lambda hp: hp.Fixed("train.seed", 3), "at least one hyperparameter. Received: none"),
+        (lambda hp: hp.Floa("x"), "AttributeError"),
+        (
+            lambda hp: hp.Float("optimizer.learning_rat", 0.1, 1.0),
+            "Did you mean optimizer.learning_rate",
+        ),
+        (lambda hp: hp.Float("optimiser.learning_rate", 0.1, 1.0), "Did you mean optimizer"),
+        (lambda hp: hp.Int("optimizer", 1, 2), "which is a section"),
+        (lambda hp: hp.Float("train.epochs", 0.5, 1.5), "`train.epochs` must be a whole number"),
+        (lambda hp: hp.Choice("model.name", [1, 2]), "`model.name` must be text"),
+        (lambda hp: hp.Int("model.arguments", 1, 2), "Name an argument: model.arguments.NAME"),
+        (lambda hp: hp.Int("train.epochs.more", 1, 2), "It has no arguments"),
+        (lambda hp: hp.Int("data.seed", 1, 2), "does not change data.seed"),
+        (lambda hp: hp.Choice("metrics.names", ["auc", "accuracy"]), "does not change metrics"),
+    ],
+)
+def test_wrong_space_is_refused(define, says):
+    with pytest.raises(ValueError, match=says):
+        check(define)
+
+
+def test_branch_without_a_conditional_scope_is_refused():
+    def define(hp):
+        if hp.Choice("optimizer.name", ["adam", "sgd"]) == "sgd":
+            hp.Float("optimizer.arguments.momentum", 0.0, 0.9)
+
+    with pytest.raises(ValueError, match=r"hp.conditional_scope\('optimizer.name', \['sgd'\]\)"):
+        check(define)
+
+
+def test_dimensions_are_described_and_corners_hold_what_is_active():
+    def define(hp):
+        hp.Choice("optimizer.name", ["adam", "sgd"])
+        with hp.conditional_scope("optimizer.name", ["sgd"]):
+            hp.Float("optimizer.arguments.momentum", 0.1, 0.9, sampling="log")
+        hp.Boolean("data.shuffle")
+
+    space = space_lib.define(define)
+    name, momentum, shuffle = space_lib.parameters(space)
+    assert (name.kind, name.choices) == ("choice", ("adam", "sgd"))
+    assert (momentum.low, momentum.high, momentum.sampling) == (0.1, 0.9, "log")
+    assert set(shuffle.choices) == {False, True}
+    corners = list(space_lib.corners(space))
+    assert {
+        "optimizer.name": "sgd",
+        "optimizer.arguments.momentum": 0.1,
+        "data.shuffle": False,
+    } in (corners)
+    assert {"optimizer.name": "adam", "data.shuffle": True} in corners
+
+
+def test_values_reach_fields_arguments_and_lists():
+    base = RunConfig()
+    values = {
+        "optimizer.learning_rate": 0.5,
+        "optimizer.arguments.momentum": 0.9,
+        "model.arguments.filters": "(8, 16)",
+        "data.transforms": "rescale,flatten",
+    }
+    config = space_lib.apply(base, values)
+    assert config.optimizer.learning_rate == 0.5
+    assert config.optimizer.arguments == {"momentum": 0.9}
+    assert config.model.arguments == {"filters": (8, 16)}
+    assert config.data.transforms == ("rescale", "flatten")
+    assert base == RunConfig()
+
+
+def test_trial_never_sees_the_test_split_and_the_winner_has_the_base_data():
+    values = {"data.global_batch_size": 64}
+    trial = space_lib.trial_config(RunConfig(), values, "val_loss", "min", 3, 27)
+    assert (trial.data.test_split, trial.data.validation_fraction) == ("", 0.2)
+    assert (trial.train.epochs, trial.schedule.epochs, trial.train.on_bad_loss) == (3, 27, "stop")
+    assert (trial.checkpoint.keep_best, trial.checkpoint.best_mode) == ("val_loss", "min")
+    winner = space_lib.winner_config(RunConfig(), values, 27)
+    assert winner.data == DataConfig(global_batch_size=64)
+    own = RunConfig(data=DataConfig(validation_split="validation"))
+    assert space_lib.trial_config(own, {}, "val_loss", "min", 3, 0).data.validation_fraction == 0

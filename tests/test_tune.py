@@ -1,0 +1,199 @@
+"""python -m tfscale.tune: what it refuses, and whole searches on the digits."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tfscale import tune
+from tfscale.search import trials
+
+SEARCH = """
+from tfscale.config import *
+def get_config():
+    return RunConfig(
+        model=ModelConfig(name="mlp", arguments={"dense_units": (16,)}),
+        train=TrainConfig(epochs=2),
+    )
+def search_space(hp):
+    %s
+"""
+RATE = 'hp.Float("optimizer.learning_rate", 1e-4, 1e-1, sampling="log")'
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def search(tmp_path):
+    """Return a function from the lines of a space to the arguments of a search of it."""
+
+    def write(space=RATE):
+        file = tmp_path / "search.py"
+        file.write_text(SEARCH % space)
+        return [f"--config={file}", f"--run_dir={tmp_path / 'run'}"]
+
+    return write
+
+
+def refusal(capfd, *arguments):
+    assert tune.main(list(arguments)) == 2
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    return error.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("space", "arguments", "says"),
+    [
+        ("pass", [], "at least one hyperparameter"),
+        ('hp.Int("train.epoch", 1, 2)', [], "Did you mean train.epochs"),
+        ('hp.Choice("optimizer.name", ["adm"])', [], "Did you mean 'adam'"),
+        ('hp.Choice("optimizer.name", ["adm", "sgd"])', [], "Did you mean 'adam'"),
+        ('hp.Float("optimizer.arguments.momentun", 0, 1)', [], "momentun"),
+        ('hp.Float("model.arguments.dropuot", 0, 1)', [], "Did you mean 'dropout'"),
+        (RATE, ["--tuner=bayes"], "Did you mean 'bayesian'"),
+        (RATE, ["--objective=val_acuracy"], "It reports: val_accuracy, val_loss, accuracy, loss"),
+        (RATE, ["--parallel_trials=500"], "--oversubscribe"),
+        (RATE, ["--strategy=mirrored", "--workers_per_trial=2"], "--strategy=multiworker"),
+        (RATE, ["--tuner=hyperband", "--early_stopping=median"], "Leave out one of them"),
+        (RATE, ["--max_epochs=3"], "belongs to --tuner=hyperband"),
+        ('hp.Int("train.epochs", 1, 2)', ["--tuner=hyperband"], "set --max_epochs"),
+        (RATE, ["--config.train.epochs=two"], "must be a whole number"),
+    ],
+)
+def test_wrong_input_is_refused_before_a_trial_starts(search, capfd, space, arguments, says):
+    assert says in refusal(capfd, *search(space), *arguments)
+
+
+def test_file_without_a_space_is_refused(tmp_path, capfd):
+    assert "search_space(hp)" in refusal(capfd)
+    file = tmp_path / "run.py"
+    file.write_text("from tfscale.config import RunConfig as get_config")
+    assert "which has no search_space" in refusal(capfd, f"--config={file}")
+
+
+def test_folder_of_a_run_or_of_another_search_is_refused(search, tmp_path, capfd):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")
+    assert "holds a run of tfscale.fit" in refusal(capfd, *search())
+    (tmp_path / "run/config.json").unlink()
+    (tmp_path / "run/search.json").write_text(json.dumps({"began": 1, "tuner": "grid"}))
+    assert 'tuner: "grid" there and "random" here' in refusal(capfd, *search())
+
+
+def command(arguments, *more):
+    return [sys.executable, "-m", "tfscale.tune", *arguments, *more]
+
+
+def start(run_dir, arguments, *more):
+    """Start a search in a folder of its own; return its process."""
+    arguments = [a for a in arguments if not a.startswith("--run_dir")]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with open(f"{run_dir}.log", "a") as log:
+        return subprocess.Popen(
+            command(arguments, f"--run_dir={run_dir}", *more),
+            env=environ,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def finish(process, run_dir, code=0):
+    assert process.wait(250) == code, pathlib.Path(f"{run_dir}.log").read_text()
+    return pathlib.Path(f"{run_dir}.log").read_text()
+
+
+def table(run_dir):
+    """The rows of results.csv, times aside."""
+    with open(run_dir / "results.csv") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def kill_in_trial(process, run_dir, number, epoch):
+    """Kill a search with all signals it cannot hear when a trial has ended an epoch."""
+    metrics = run_dir / f"trials/{number:04d}/metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not trials.read_history(metrics)[epoch - 1 :]:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def processes_in(run_dir):
+    """Processes whose command line names a folder."""
+    found = []
+    for entry in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            text = (entry / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if str(run_dir) in text and int(entry.name) != os.getpid():
+            found.append(entry.name)
+    return found
+
+
+def test_killed_search_ends_as_an_undisturbed_one_and_its_winner_trains(search, tmp_path):
+    arguments = [*search(), "--max_trials=2", "--config.train.epochs=4"]
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    shown = finish(start(undisturbed, arguments), undisturbed)
+    kill_in_trial(start(killed, arguments), killed, number=1, epoch=1)
+    deadline = time.monotonic() + 5
+    while processes_in(killed):
+        assert time.monotonic() < deadline, "trials outlive their search"
+        time.sleep(0.05)
+    finish(start(killed, arguments), killed)
+    assert table(killed) == table(undisturbed)
+    assert len(table(killed)) == 2
+    best = json.loads((killed / "best.json").read_text())
+    assert best == json.loads((undisturbed / "best.json").read_text())
+    assert best["data"]["test_split"] == "test" and not best["data"]["validation_fraction"]
+    assert f"python -m tfscale.fit --config={undisturbed / 'best.json'}" in shown
+    tested = [json.loads((folder / "summary.json").read_text()) for folder in (killed, undisturbed)]
+    assert tested[0] == tested[1] and f"accuracy {tested[0]['test']['accuracy']:.4f}" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuner", ["bayesian", "hyperband"])
+def test_killed_search_that_learns_ends_as_an_undisturbed_one(search, tmp_path, tuner):
+    arguments = [*search(), f"--tuner={tuner}", "--config.train.epochs=3"]
+    arguments += ["--max_trials=6"] if tuner == "bayesian" else []
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    finish(start(undisturbed, arguments), undisturbed)
+    kill_in_trial(start(killed, arguments), killed, number=1, epoch=1)
+    kill_in_trial(start(killed, arguments), killed, number=4, epoch=1)
+    finish(start(killed, arguments), killed)
+    assert table(killed) == table(undisturbed)
+
+
+@pytest.mark.slow
+def test_hyperbands_second_rung_equals_one_longer_run(search, tmp_path):
+    """It repeats no epoch, and its schedule spans the longest trial from the first rung on."""
+    run_dir = tmp_path / "run"
+    arguments = [*search(), "--tuner=hyperband", "--config.train.epochs=3"]
+    finish(start(run_dir, arguments), run_dir)
+    row = next(row for row in table(run_dir) if row["parent"])
+    child, parent = (run_dir / "trials" / row[name] for name in ("id", "parent"))
+    one_run = tmp_path / "one"
+    fit = ["-m", "tfscale.fit", f"--config={child / 'config.json'}", f"--run_dir={one_run}"]
+    subprocess.run([sys.executable, *fit, "--deterministic"], check=True, cwd=ROOT)
+    own, whole = (trials.read_history(path / "metrics.jsonl") for path in (child, one_run))
+    assert own == whole and len(own) == 3
+    assert trials.read_history(parent / "metrics.jsonl") == own[:1]
+    assert "Going on from step" in (child / "logs/trial.log").read_text()
+
+
+@pytest.mark.slow
+def test_trials_of_two_workers_give_the_scores_of_one(search, tmp_path):
+    arguments = [*search(), "--max_trials=2", "--oversubscribe"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(start(one, arguments), one)
+    finish(start(two, arguments, "--workers_per_trial=2"), two)
+    for row, other in zip(table(one), table(two), strict=True):
+        assert float(row["score"]) == pytest.approx(float(other["score"]), abs=4e-3)
+    assert (two / "trials/0000/logs/worker-1.log").exists()
