@@ -18,7 +18,7 @@ SEARCH = """
 from tfscale.config import *
 def get_config():
     return RunConfig(
-        model=ModelConfig(name="mlp", arguments={"dense_units": (16,)}),
+        model=ModelConfig(name="mlp", arguments={"units": (16,)}),
         train=TrainConfig(epochs=2),
     )
 def search_space(hp):
@@ -26,6 +26,13 @@ def search_space(hp):
 """
 RATE = 'hp.Float("optimizer.learning_rate", 1e-4, 1e-1, sampling="log")'
 ROOT = pathlib.Path(__file__).parents[1]
+pytest.importorskip("keras_tuner")
+
+
+@pytest.fixture(autouse=True)
+def _log_level(monkeypatch):
+    """What the command sets for itself and for its trials."""
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 @pytest.fixture
@@ -138,40 +145,50 @@ def processes_in(run_dir):
     return found
 
 
-def test_killed_search_ends_as_an_undisturbed_one_and_its_winner_trains(search, tmp_path):
-    arguments = [*search(), "--max_trials=2", "--config.train.epochs=4"]
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    shown = finish(start(undisturbed, arguments), undisturbed)
-    kill_in_trial(start(killed, arguments), killed, number=1, epoch=1)
+@pytest.mark.workers
+def test_killed_search_goes_on_with_its_trial_and_its_winner_trains(search, tmp_path):
+    arguments, run_dir = [*search(), "--max_trials=2", "--config.train.epochs=4"], tmp_path / "run"
+    kill_in_trial(start(run_dir, arguments), run_dir, number=1, epoch=1)
     deadline = time.monotonic() + 5
-    while processes_in(killed):
+    while processes_in(run_dir):
         assert time.monotonic() < deadline, "trials outlive their search"
         time.sleep(0.05)
-    finish(start(killed, arguments), killed)
-    assert table(killed) == table(undisturbed)
-    assert len(table(killed)) == 2
-    best = json.loads((killed / "best.json").read_text())
-    assert best == json.loads((undisturbed / "best.json").read_text())
+    shown = finish(start(run_dir, arguments), run_dir)
+    rows = table(run_dir)
+    assert [row["state"] for row in rows] == ["completed", "completed"]
+
+    by_hand = tmp_path / "by_hand"  # the trial that was killed, without a search
+    fit = ["-m", "tfscale.fit", f"--config={run_dir}/trials/0001/config.json", "--deterministic"]
+    subprocess.run([sys.executable, *fit, f"--run_dir={by_hand}"], check=True, cwd=ROOT)
+    expected = trials.read_history(by_hand / "metrics.jsonl")
+    assert trials.read_history(run_dir / "trials/0001/metrics.jsonl") == expected
+    assert float(rows[1]["score"]) == max(epoch["val_accuracy"] for epoch in expected)
+
+    best = json.loads((run_dir / "best.json").read_text())
     assert best["data"]["test_split"] == "test" and not best["data"]["validation_fraction"]
-    assert f"python -m tfscale.fit --config={undisturbed / 'best.json'}" in shown
-    tested = [json.loads((folder / "summary.json").read_text()) for folder in (killed, undisturbed)]
-    assert tested[0] == tested[1] and f"accuracy {tested[0]['test']['accuracy']:.4f}" in shown
+    assert f"python -m tfscale.fit --config={run_dir / 'best.json'}" in shown
+    accuracy = json.loads((run_dir / "summary.json").read_text())["test"]["accuracy"]
+    assert f"accuracy {accuracy:.4f}" in shown
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tuner", ["bayesian", "hyperband"])
-def test_killed_search_that_learns_ends_as_an_undisturbed_one(search, tmp_path, tuner):
+@pytest.mark.workers
+@pytest.mark.parametrize("tuner", ["random", "bayesian", "hyperband"])
+def test_killed_search_ends_as_an_undisturbed_one(search, tmp_path, tuner):
     arguments = [*search(), f"--tuner={tuner}", "--config.train.epochs=3"]
-    arguments += ["--max_trials=6"] if tuner == "bayesian" else []
+    arguments += ["--max_trials=6"] if tuner != "hyperband" else []
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     finish(start(undisturbed, arguments), undisturbed)
     kill_in_trial(start(killed, arguments), killed, number=1, epoch=1)
     kill_in_trial(start(killed, arguments), killed, number=4, epoch=1)
     finish(start(killed, arguments), killed)
     assert table(killed) == table(undisturbed)
+    saved = [json.loads((folder / "best.json").read_text()) for folder in (killed, undisturbed)]
+    assert saved[0] == saved[1]
 
 
 @pytest.mark.slow
+@pytest.mark.workers
 def test_hyperbands_second_rung_equals_one_longer_run(search, tmp_path):
     """It repeats no epoch, and its schedule spans the longest trial from the first rung on."""
     run_dir = tmp_path / "run"
@@ -189,6 +206,7 @@ def test_hyperbands_second_rung_equals_one_longer_run(search, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.workers
 def test_trials_of_two_workers_give_the_scores_of_one(search, tmp_path):
     arguments = [*search(), "--max_trials=2", "--oversubscribe"]
     one, two = tmp_path / "one", tmp_path / "two"

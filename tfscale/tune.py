@@ -97,7 +97,8 @@ def _import_quietly():
 
         strategy.find_gpus()
         gpus = len(tf.config.list_physical_devices("GPU"))
-        tf.config.set_visible_devices([], "GPU")
+        if gpus:
+            tf.config.set_visible_devices([], "GPU")
     return gpus
 
 

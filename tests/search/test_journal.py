@@ -53,6 +53,6 @@ def test_another_search_is_refused_with_what_differs(tmp_path):
     again = journal.settle(path, {**identity, "max_trials": 5}, ["max_trials"])
     assert (again["began"], again["max_trials"]) == (began, 5)
     other = {**identity, "seed": 1, "config": {"train": {"epochs": 4}}}
-    with pytest.raises(ValueError, match="config.train.epochs: 2 there and 4 here; seed: 0 there"):
+    with pytest.raises(ValueError, match="seed: 0 there and 1 here; config.train.epochs: 2 there"):
         journal.settle(path, other, ["max_trials"])
     assert json.loads(path.read_text())["seed"] == 0

@@ -109,7 +109,7 @@ def settle(path, identity, may_change):
 
 def _differences(there, here, prefix=""):
     """Yield the names, dots between them, of what is not the same in two dicts."""
-    for name in sorted({*there, *here}):
+    for name in dict.fromkeys((*here, *there)):
         one, other = there.get(name), here.get(name)
         if isinstance(one, dict) and isinstance(other, dict):
             yield from _differences(one, other, f"{prefix}{name}.")

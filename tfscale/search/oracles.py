@@ -75,21 +75,6 @@ def build(tuner, space, objective, direction, seed, max_epochs=0, factor=3, repe
 
 
 def reseed(oracle, seed):
-    """Give an oracle that nobody has asked yet the seed that it had in an earlier process.
-
-    Args:
-        oracle: a `keras_tuner.Oracle`.
-        seed: a whole number of at least 1.
-    """
-    oracle.seed = oracle._seed_state = seed
-    if hasattr(oracle, "gpr"):
-        import numpy as np
-
-        oracle._random_state = np.random.RandomState(seed)
-        oracle.gpr = oracle._make_gpr()
-
-
-def reseed(oracle, seed):
     """Give an oracle that nobody has asked yet the seed of an earlier one.
 
     Args:
