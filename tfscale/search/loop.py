@@ -15,6 +15,7 @@ from tfscale.cluster import local
 from tfscale.search import processes, trials
 
 _POLL_SECONDS = 0.1
+_READ_SECONDS = 0.5  # between two looks at what a trial has reported
 
 
 class ToldToLeave(Exception):
@@ -174,6 +175,9 @@ class Search:
         record, process = running.record, running.process
         has_ended = process.has_ended()
         record.seconds = running.seconds_before + process.seconds
+        if not has_ended and process.seconds < running.reads_at:
+            return
+        running.reads_at = process.seconds + _READ_SECONDS
         self._take_history(record, self._kind.history(record))
         if running.stops_at is None and self._stops_at:
             others = [
@@ -279,7 +283,7 @@ class _Running:
 
     def __init__(self, record, process, slot):
         self.record, self.process, self.slot = record, process, slot
-        self.seconds_before = record.seconds
+        self.seconds_before, self.reads_at = record.seconds, 0.0
         self.stops_at = None
 
 

@@ -127,7 +127,8 @@ class TrialProcess:
             return End(trials.OUT_OF_MEMORY, "the kernel ended it for want of memory", True)
         if code == 2 and error:
             return End(trials.FAILED, f"it was refused: {error}")
-        what = f"signal {signal.Signals(code - 128).name}" if code > 128 else f"exit code {code}"
+        names = {128 + number: number.name for number in signal.Signals}
+        what = f"signal {names[code]}" if code in names else f"exit code {code}"
         last = error or _shortened(next((line for line in reversed(lines) if line.strip()), ""))
         return End(trials.FAILED, f"{what}: {last}" if last else what, True)
 
