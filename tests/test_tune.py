@@ -145,14 +145,18 @@ def processes_in(run_dir):
     return found
 
 
+def wait_until_gone(run_dir):
+    deadline = time.monotonic() + 5
+    while found := processes_in(run_dir):
+        assert time.monotonic() < deadline, f"trials outlive their search: {found}"
+        time.sleep(0.05)
+
+
 @pytest.mark.workers
 def test_killed_search_goes_on_with_its_trial_and_scores_its_winner(search, tmp_path):
     arguments, run_dir = [*search(), "--max_trials=2", "--config.train.epochs=20"], tmp_path / "run"
     kill_in_trial(start(run_dir, arguments), run_dir, number=1, epoch=2)
-    deadline = time.monotonic() + 5
-    while processes_in(run_dir):
-        assert time.monotonic() < deadline, "trials outlive their search"
-        time.sleep(0.05)
+    wait_until_gone(run_dir)
     shown = finish(start(run_dir, arguments), run_dir)
     assert [(row["state"], row["epochs"]) for row in table(run_dir)] == [("completed", "20")] * 2
     assert "Going on from step" in (run_dir / "trials/0001/logs/trial.log").read_text()
@@ -199,11 +203,15 @@ def test_hyperbands_second_rung_equals_one_longer_run(search, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.workers
-def test_trials_of_two_workers_give_the_scores_of_one(search, tmp_path):
-    arguments = [*search(), "--max_trials=2", "--oversubscribe"]
+def test_trials_of_two_workers_give_the_scores_of_one_and_end_with_their_search(search, tmp_path):
+    arguments = [*search(), "--max_trials=2", "--oversubscribe", "--config.train.epochs=20"]
     one, two = tmp_path / "one", tmp_path / "two"
     finish(start(one, arguments), one)
+    kill_in_trial(start(two, arguments, "--workers_per_trial=2"), two, number=0, epoch=2)
+    wait_until_gone(two)
     finish(start(two, arguments, "--workers_per_trial=2"), two)
     for row, other in zip(table(one), table(two), strict=True):
-        assert float(row["score"]) == pytest.approx(float(other["score"]), abs=4e-3)
+        assert row["epochs"] == other["epochs"] == "20"
+        assert float(row["score"]) == pytest.approx(float(other["score"]), abs=8e-3)
+    assert "Going on from step" in (two / "trials/0000/logs/trial.log").read_text()
     assert (two / "trials/0000/logs/worker-1.log").exists()

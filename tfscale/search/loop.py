@@ -42,7 +42,7 @@ class Search:
         grace_seconds: from SIGTERM to SIGKILL.
         stops_at: a function from a trial's history and those of the others that have ended with
             a score to the epoch at which the trial is stopped, or None.
-        when_ended: a function of a `TrialRecord` that has just ended.
+        when_ended: a function of a `TrialRecord` that has ended, now or in an earlier process.
     """
 
     def __init__(
@@ -214,8 +214,6 @@ class Search:
         self._write("ended", **result, epochs=record.epochs, history=record.history)
         self._take_end(record, self._journal.events[-1])
         self._views.update(self.records)
-        if self._when_ended:
-            self._when_ended(record)
 
     def _take_end(self, record, event):
         record.state, record.reason = event["state"], event["reason"]
@@ -223,6 +221,8 @@ class Search:
         self._take_history(record, event["history"])
         self._asker.tell(record.id, record.history, record.state)
         self._is_idle = False
+        if self._when_ended:
+            self._when_ended(record)
 
     def _take_history(self, record, history):
         record.history, record.epochs = history, len(history)
