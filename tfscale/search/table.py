@@ -140,7 +140,7 @@ def lines(facts, records, width, shown=None):
             (
                 "*" if record is best else "",
                 record.id + (f"<{record.parent}" if record.parent else ""),
-                f"{record.epochs}/{record.max_epochs}",
+                f"{record.epochs}/{max(record.max_epochs, record.epochs)}",
                 _score(last),
                 _score(record.score),
                 words(record.state),

@@ -19,6 +19,7 @@ import keras_tuner
 from tfscale.config import STRATEGIES
 from tfscale.names import check_known
 from tfscale.search import (
+    imported,
     journal,
     loop,
     oracles,
@@ -31,6 +32,7 @@ from tfscale.search import (
     views,
 )
 
+_NO_BOUND = 10**9
 _numbers = itertools.count(1)  # of the tuners that this process makes
 
 
@@ -94,7 +96,8 @@ class Tuner:
     ):
         self._number = next(_numbers)
         self._assignment = scripts.assigned()
-        self.hypermodel, self.oracle = _hypermodel(hypermodel), _oracle(oracle)
+        self.hypermodel, self.oracle = as_hypermodel(hypermodel), _oracle(oracle)
+        self._given = hypermodel
         self.directory = str(directory or ".")
         self.project_name = str(project_name or "untitled_project")
         self.executions_per_trial = executions_per_trial
@@ -133,11 +136,8 @@ class Tuner:
             if self._assignment.tuner == self._number:
                 self._run_trial(fit_args, fit_kwargs)
             return  # a tuner of the same script whose search is over
-        target = scripts.target()
-        if target is None:
-            raise ValueError(_NO_SCRIPT)
         try:
-            self._search(target, fit_args, fit_kwargs)
+            self._search(fit_args, fit_kwargs)
         except loop.ToldToLeave as left:
             if left.code == 128 + signal.SIGINT:
                 raise KeyboardInterrupt from None
@@ -241,9 +241,10 @@ class Tuner:
             fit_kwargs,
         )
 
-    def _search(self, target, fit_args, fit_kwargs):
+    def _search(self, fit_args, fit_kwargs):
         """Lead the loop through all trials."""
         run_dir = pathlib.Path(self.project_dir).absolute()
+        target = self._target(run_dir, fit_args, fit_kwargs)
         run_dir.mkdir(parents=True, exist_ok=True)
         facts, seed = self._settle(run_dir)
         verbose = fit_kwargs.get("verbose", "auto")
@@ -258,6 +259,7 @@ class Tuner:
                 min_epochs=min_epochs,
                 min_trials=min_trials,
             )
+        self.oracle.max_consecutive_failed_trials = _NO_BOUND  # no trial ends the search
         log = journal.Journal(run_dir / "journal.jsonl")
         asker = scripts.ScriptAsker(self.oracle, run_dir)
         says_epochs = isinstance(self.oracle, keras_tuner.oracles.HyperbandOracle)
@@ -283,6 +285,26 @@ class Tuner:
         finally:
             asker.close()
             log.close()
+
+    def _target(self, run_dir, fit_args, fit_kwargs):
+        """Return how a trial is started: the script again, or what can be imported."""
+        target = scripts.target()
+        if target is not None:
+            return target
+        if any(part is not None for part in self._compile.values()):
+            raise ValueError(
+                "Without a script the hypermodel itself compiles the model. Received: optimizer, "
+                "loss or metrics in an interactive session. Write them into its `build`."
+            )
+        return imported.pack(
+            run_dir,
+            self.hypermodel,
+            self._given,
+            self.oracle.objective,
+            self.executions_per_trial,
+            fit_args,
+            fit_kwargs,
+        )
 
     def _settle(self, run_dir):
         """Write what this search is, or check it; return its facts and its seed."""
@@ -357,15 +379,6 @@ class Tuner:
         shutil.rmtree(folder)
 
 
-_NO_SCRIPT = (
-    "The trials of a search run your script again, in processes of their own, so there must be "
-    "one. Received: an interactive session. Write the hypermodel, the data and the call of search "
-    "into a file, and run that; or, in a notebook, put them into a module and start it with "
-    "`!python -m MODULE`. What the search has found can be read here: make the same Tuner and call "
-    "get_best_hyperparameters()."
-)
-
-
 def _refuse_launched():
     if "TFSCALE_LOCAL_WORKERS" in os.environ or "TF_CONFIG" in os.environ:
         raise ValueError(
@@ -375,7 +388,7 @@ def _refuse_launched():
         )
 
 
-def _hypermodel(given):
+def as_hypermodel(given):
     """Return a `keras_tuner.HyperModel`."""
     if isinstance(given, keras_tuner.HyperModel):
         return given

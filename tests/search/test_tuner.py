@@ -1,0 +1,287 @@
+"""`tfscale.search.Tuner`: keras-tuner's interface, trials that run the script again."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import keras_tuner
+import numpy as np
+import psutil
+import pytest
+
+from tfscale.search import imported, script_trial, scripts, tuner
+
+SCRIPT = pathlib.Path(__file__).with_name("tuner_script.py")
+ROOT = str(pathlib.Path(__file__).parents[2])
+SECONDS = 240
+
+
+def start(folder, workers=1):
+    environ = dict(os.environ, PYTHONPATH=ROOT)
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(workers), str(folder)],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    """Return what a script printed last, and all of it."""
+    shown, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, shown
+    return json.loads(shown.splitlines()[-1]), shown
+
+
+def table(folder):
+    """The rows of results.csv without the times."""
+    with open(folder / "digits" / "results.csv", newline="") as file:
+        return [{n: v for n, v in row.items() if n != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A search of two trials on one worker, undisturbed: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("searched")
+    return folder, *finish(start(folder))
+
+
+@pytest.mark.workers
+class TestSearch:
+    def test_trials_are_listed_with_what_build_and_fit_have_chosen(self, searched):
+        folder, said, _ = searched
+        rows = table(folder)
+        assert [row["state"] for row in rows] == ["completed"] * 2
+        best = max(rows, key=lambda row: float(row["score"]))
+        assert said["values"][0]["units"] == int(best["units"])
+        assert said["values"][0]["batch_size"] == int(best["batch_size"])
+        assert {row["rate"] for row in rows} == {str(v["rate"]) for v in said["values"]}
+
+    def test_the_best_model_scores_what_its_trial_did(self, searched):
+        folder, said, _ = searched
+        best = max(float(row["score"]) for row in table(folder))
+        assert said["again"] == pytest.approx(best, abs=1e-6)
+
+    def test_each_trial_has_curves_weights_and_a_log(self, searched):
+        folder, _, _ = searched
+        for trial in ("0000", "0001"):
+            path = folder / "digits" / "trials" / trial
+            history = scripts.read_history(path / scripts.METRICS)
+            assert [epoch["epoch"] for epoch in history] == [1, 2]
+            assert {"accuracy", "loss", "val_accuracy", "val_loss"} <= set(history[0])
+            assert (path / scripts.WEIGHTS).exists() and (path / "logs" / "trial.log").exists()
+            assert list((path / "tensorboard" / "validation").glob("*tfevents*"))
+
+    def test_the_same_script_again_trains_nothing_and_says_the_same(self, searched):
+        folder, said, _ = searched
+        journal = (folder / "digits" / "journal.jsonl").read_text()
+        again, shown = finish(start(folder))
+        assert again == said and "going on: 2 completed" in shown
+        assert (folder / "digits" / "journal.jsonl").read_text() == journal
+
+
+@pytest.mark.slow
+@pytest.mark.workers
+def test_two_workers_a_trial_find_what_one_finds(searched, tmp_path):
+    folder, said, _ = searched
+    two, _ = finish(start(tmp_path, workers=2))
+    assert two["values"] == said["values"]
+    for one, other in zip(table(folder), table(tmp_path), strict=True):
+        assert float(other["score"]) == pytest.approx(float(one["score"]), abs=1 / 360 + 1e-6)
+    logs = tmp_path / "digits" / "trials" / "0000" / "logs"
+    assert {"worker-0.log", "worker-1.log"} <= {path.name for path in logs.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.workers
+def test_a_search_that_is_killed_goes_on_and_ends_as_an_undisturbed_one(searched, tmp_path):
+    (tmp_path / "slow").touch()
+    process = start(tmp_path)
+    second = tmp_path / "digits" / "trials" / "0001"
+    deadline = time.monotonic() + SECONDS
+    while len(scripts.read_history(second / scripts.METRICS)) < 1:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert children and not [child for child in alive if child.status() != "zombie"]
+    (tmp_path / "slow").unlink()
+    said, shown = finish(start(tmp_path))
+    assert "going on: 1 completed" in shown
+    assert said == searched[1] and table(tmp_path) == table(searched[0])
+    events = scripts.read_lines(tmp_path / "digits" / "journal.jsonl")
+    assert [e["event"] for e in events].count("created") == 2
+    assert "goes on at step" in (second / "logs" / "trial.log").read_text()
+
+
+def build(hp):
+    """A model without data of its own; a branch that few values lead to."""
+    model = keras.Sequential([keras.Input((4,))])
+    kind = hp.Choice("kind", ["small", "large"])
+    with hp.conditional_scope("kind", ["large"]):
+        if kind == "large":
+            model.add(keras.layers.Dense(hp.Int("units", 8, 64)))
+            deep = hp.Boolean("deep")
+            with hp.conditional_scope("deep", [True]):
+                if deep:
+                    model.add(keras.layers.Dense(hp.Int("more_units", 8, 64)))
+    model.add(keras.layers.Dense(1))
+    model.compile("sgd", "mse")
+    return model
+
+
+def make(tmp_path, **changes):
+    oracle = keras_tuner.oracles.RandomSearchOracle(objective="val_loss", max_trials=2)
+    return tuner.Tuner(build, oracle, directory=tmp_path, **changes)
+
+
+def test_all_conditional_scopes_are_found(tmp_path, capsys):
+    found = make(tmp_path)
+    names = {parameter.name for parameter in found.oracle.get_space().space}
+    assert names == {"kind", "units", "deep", "more_units"}
+    found.search_space_summary()
+    assert "more_units (Int)" in capsys.readouterr().out
+
+
+SESSION = """
+import keras_tuner, numpy as np, tfscale.search, sys
+from space import build
+if sys.argv[2] == "here":
+    def build(hp, build=build):
+        return build(hp)
+t = tfscale.search.RandomSearch(
+    build, objective="val_loss", max_trials=1, directory=sys.argv[1], project_name="p"
+)
+x = np.ones((40, 4), np.float32)
+t.search(x, x[:, :1], epochs=2, validation_data=(x[:8], x[:8, :1]))
+print(len(t.get_best_models()))
+"""
+SPACE = """
+import keras
+def build(hp):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(hp.Choice("units", [1, 2]))])
+    model.compile("sgd", "mse")
+    return model
+"""
+
+
+@pytest.mark.workers
+@pytest.mark.parametrize("where", ["here", "module"])
+def test_a_session_without_a_script_needs_a_hypermodel_that_can_be_imported(tmp_path, where):
+    (tmp_path / "space.py").write_text(SPACE)
+    done = subprocess.run(
+        [sys.executable, "-c", SESSION, str(tmp_path), where],
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=ROOT),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+    if where == "here":
+        assert done.returncode == 1 and not (tmp_path / "p").exists()
+        assert "the hypermodel must be importable" in done.stderr.splitlines()[-1]
+    else:
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "trial 0000 completed" in done.stdout and done.stdout.splitlines()[-1] == "1"
+
+
+def test_what_a_session_hands_over_comes_back_as_it_was(tmp_path):
+    arrays = {}
+    given = {"x": (np.arange(3), [1, 2.5, "a", None, True]), "d": {1: np.float32(0.5)}}
+    packed = imported._packed(given, "x", arrays)
+    back = imported._unpacked(json.loads(json.dumps(packed)), arrays)
+    assert isinstance(back["x"], tuple) and back["x"][1] == given["x"][1] and back["d"] == {1: 0.5}
+    np.testing.assert_array_equal(back["x"][0], given["x"][0])
+    with pytest.raises(ValueError, match="Received: callbacks with a EarlyStopping"):
+        imported._packed([keras.callbacks.EarlyStopping()], "callbacks", arrays)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"strategy": "mirored"}, "Did you mean 'mirrored'"),
+        ({"workers_per_trial": 2}, 'need strategy="multiworker"'),
+        ({"parallel_trials": 1000}, "a core each"),
+        ({"early_stopping": "medan"}, "Did you mean 'median'"),
+        ({"executions_per_trial": 0}, "at least 1"),
+    ],
+)
+def test_wrong_arguments_are_refused(tmp_path, changes, text):
+    with pytest.raises(ValueError, match=text):
+        make(tmp_path, **changes)
+
+
+def test_what_is_no_hypermodel_and_no_oracle_is_refused(tmp_path):
+    oracle = keras_tuner.oracles.RandomSearchOracle(objective="val_loss")
+    with pytest.raises(ValueError, match="`hypermodel` must be"):
+        tuner.Tuner(None, oracle)
+    with pytest.raises(ValueError, match="`oracle` must be"):
+        tuner.Tuner(build, "random")
+    with pytest.raises(ValueError, match="Did you mean 'max_trials'"):
+        tuner.RandomSearch(build, objective="val_loss", max_trial=3)
+
+
+def test_a_worker_may_not_start_workers(tmp_path, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    with pytest.raises(ValueError, match="starts the workers of its trials itself"):
+        make(tmp_path)
+
+
+def test_overwrite_removes_a_search_and_nothing_else(tmp_path):
+    folder = tmp_path / "untitled_project"
+    folder.mkdir()
+    (folder / "thesis.txt").touch()
+    with pytest.raises(ValueError, match="no search.json"):
+        make(tmp_path, overwrite=True)
+    assert (folder / "thesis.txt").exists()
+    (folder / "search.json").touch()
+    make(tmp_path, overwrite=True)
+    assert not folder.exists()
+
+
+def history_of(**metrics):
+    history = keras.callbacks.History()
+    history.history = metrics
+    return history
+
+
+@pytest.mark.parametrize(
+    ("result", "best"),
+    [
+        (
+            history_of(loss=[3.0, 2.0, 1.0], val_loss=[2.0, 1.0, 3.0]),
+            {"loss": 2.0, "val_loss": 1.0},
+        ),
+        (history_of(loss=[3.0]), None),
+        (0.5, {"val_loss": 0.5}),
+        ({"val_loss": 0.5, "other": 1.0}, {"val_loss": 0.5, "other": 1.0}),
+        ({"other": 1.0}, None),
+        ([0.5, 1.5], {"val_loss": 1.0}),
+        (None, None),
+        ("good", None),
+    ],
+)
+def test_what_fit_may_return(result, best):
+    assert script_trial._best_of(result, keras_tuner.Objective("val_loss", "min")) == best
+
+
+def test_of_several_objectives_the_sum_counts():
+    oracle = keras_tuner.oracles.RandomSearchOracle(
+        objective=[
+            keras_tuner.Objective("val_accuracy", "max"),
+            keras_tuner.Objective("val_loss", "min"),
+        ]
+    )
+    result = history_of(val_loss=[1.0, 0.5], val_accuracy=[0.5, 0.75])
+    best = script_trial._best_of(result, oracle.objective)
+    assert best[oracle.objective.name] == 0.5 - 0.75
