@@ -93,6 +93,16 @@ def test_folder_of_a_run_or_of_another_search_is_refused(search, tmp_path, capfd
     assert 'tuner: "grid" there and "random" here' in refusal(capfd, *search())
 
 
+def test_schedule_may_span_more_epochs_than_the_run():
+    from tfscale import experiment
+    from tfscale.config import RunConfig, ScheduleConfig, TrainConfig
+
+    config = RunConfig(train=TrainConfig(epochs=2), schedule=ScheduleConfig(epochs=6))
+    run = experiment.build(config, "onedevice")
+    schedule = run.trainer.model.optimizer.get_config()["learning_rate"]["config"]
+    assert schedule["decay_steps"] == 6 * run.splits.train.steps_per_epoch
+
+
 def command(arguments, *more):
     return [sys.executable, "-m", "tfscale.tune", *arguments, *more]
 
