@@ -37,6 +37,8 @@ __all__ = [
 
 def __getattr__(name):
     """Import a public name when it is first used."""
+    if name == "search":
+        return importlib.import_module("tfscale.search")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

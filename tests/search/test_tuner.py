@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tfscale.search import imported, script_trial, scripts, tuner
+from tfscale.search import imported, script_trial, scripts, tuner, tuners
 
 SCRIPT = pathlib.Path(__file__).with_name("tuner_script.py")
 ROOT = str(pathlib.Path(__file__).parents[2])
@@ -106,7 +106,7 @@ def test_a_search_that_is_killed_goes_on_and_ends_as_an_undisturbed_one(searched
     process = start(tmp_path)
     second = tmp_path / "digits" / "trials" / "0001"
     deadline = time.monotonic() + SECONDS
-    while len(scripts.read_history(second / scripts.METRICS)) < 1:
+    while not list(second.glob("fits/1/checkpoints/step-*")):  # the first of two epochs is saved
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -211,7 +211,8 @@ def test_what_a_session_hands_over_comes_back_as_it_was(tmp_path):
     [
         ({"strategy": "mirored"}, "Did you mean 'mirrored'"),
         ({"workers_per_trial": 2}, 'need strategy="multiworker"'),
-        ({"parallel_trials": 1000}, "a core each"),
+        ({"parallel_trials": 1000}, "a core for each worker"),
+        ({"distribution_strategy": None}, "An argument of Tuner is unknown"),
         ({"early_stopping": "medan"}, "Did you mean 'median'"),
         ({"executions_per_trial": 0}, "at least 1"),
     ],
@@ -228,7 +229,7 @@ def test_what_is_no_hypermodel_and_no_oracle_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`oracle` must be"):
         tuner.Tuner(build, "random")
     with pytest.raises(ValueError, match="Did you mean 'max_trials'"):
-        tuner.RandomSearch(build, objective="val_loss", max_trial=3)
+        tuners.RandomSearch(build, objective="val_loss", max_trial=3)
 
 
 def test_a_worker_may_not_start_workers(tmp_path, monkeypatch):

@@ -15,4 +15,5 @@ def __getattr__(name):
     """Import a public name when it is first used."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("tfscale.search.tuner"), name)
+    home = "tuner" if name == "Tuner" else "tuners"
+    return getattr(importlib.import_module(f"tfscale.search.{home}"), name)

@@ -64,14 +64,14 @@ def main(argv):
     """Run the trial that this process has been given, as `scripts.assigned` says."""
     import keras_tuner
 
-    from tfscale.search import script_trial, tuner
+    from tfscale.search import hypermodels, script_trial
 
     path = pathlib.Path(argv[0])
     call = json.loads(path.read_text())
     module, _, name = call["hypermodel"].partition(":")
     found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     is_class = isinstance(found, type) and issubclass(found, keras_tuner.HyperModel)
-    hypermodel = tuner.as_hypermodel(found() if is_class else found)
+    hypermodel = hypermodels.as_hypermodel(found() if is_class else found)
     objective = [keras_tuner.Objective(name, direction) for name, direction in call["objective"]]
     if len(objective) > 1:
         oracle = keras_tuner.oracles.RandomSearchOracle(objective=objective)

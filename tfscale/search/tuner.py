@@ -4,8 +4,10 @@ The hypermodel, the oracle and what they mean are keras-tuner's. A trial is a pr
 runs the user's script again, up to this tuner's `search`; the rest is the loop of `tfscale.tune`.
 """
 
+import contextlib
+import copy
+import dataclasses
 import functools
-import inspect
 import itertools
 import json
 import os
@@ -15,24 +17,27 @@ import signal
 import sys
 
 import keras_tuner
+import tensorflow as tf
 
-from tfscale.config import STRATEGIES
 from tfscale.names import check_known
 from tfscale.search import (
+    hypermodels,
     imported,
     journal,
     loop,
     oracles,
     processes,
+    script_trial,
     scripts,
     space,
-    stopping,
     table,
     trials,
     views,
 )
+from tfscale.search.running import Running
 
 _NO_BOUND = 10**9
+_RUNNING = [field.name for field in dataclasses.fields(Running)]
 _numbers = itertools.count(1)  # of the tuners that this process makes
 
 
@@ -47,27 +52,17 @@ class Tuner:
         hypermodel: a `keras_tuner.HyperModel`, or a function from `keras_tuner.HyperParameters`
             to a compiled model.
         oracle: a `keras_tuner.Oracle`, such as `keras_tuner.oracles.BayesianOptimizationOracle`.
-        strategy: "multiworker" for several workers a trial; "auto", "onedevice" and "mirrored"
-            are one worker with the devices that this machine has.
-        workers_per_trial: workers of each trial, on this machine.
         directory: as in keras-tuner, "." by default.
         project_name: the search's folder in `directory`, "untitled_project" by default.
         overwrite: begin anew where the folder holds a search; otherwise it goes on.
         executions_per_trial: how often each model is trained; the mean of the best scores counts.
-        parallel_trials: trials that run at once.
-        max_retries: how often a trial that has failed is started again, where it may come right.
-        early_stopping: "median" stops trials that will not win; "" stops none.
-        min_epochs: epochs that early stopping leaves to each trial.
-        min_trials: trials that must have come as far before early stopping stops another.
-        hang_timeout_seconds: end a trial whose workers make no step for so long; 0 for never.
-        deterministic: the same bits in every run, at some cost.
-        private_network: workers reach each other and no other machine.
-        oversubscribe: allow more workers at once than there are cores.
         optimizer, loss, metrics: replace what the hypermodel compiles with.
+        **running: how trials run: `strategy`, `workers_per_trial`, `parallel_trials` and the
+            other arguments of `tfscale.search.running.Running`.
 
     Raises:
-        ValueError: if an argument is out of range, the folder holds something else than a search,
-            or the hypermodel fails.
+        ValueError: if an argument is unknown or out of range, the folder holds something else
+            than a search, or this process is a worker.
     """
 
     def __init__(
@@ -75,44 +70,39 @@ class Tuner:
         hypermodel=None,
         oracle=None,
         *,
-        strategy="auto",
-        workers_per_trial=1,
         directory=None,
         project_name=None,
         overwrite=False,
         executions_per_trial=1,
-        parallel_trials=1,
-        max_retries=1,
-        early_stopping="",
-        min_epochs=1,
-        min_trials=3,
-        hang_timeout_seconds=0,
-        deterministic=True,
-        private_network=True,
-        oversubscribe=False,
         optimizer=None,
         loss=None,
         metrics=None,
+        **running,
     ):
         self._number = next(_numbers)
         self._assignment = scripts.assigned()
-        self.hypermodel, self.oracle = as_hypermodel(hypermodel), _oracle(oracle)
-        self._given = hypermodel
+        self._given, self.hypermodel = hypermodel, hypermodels.as_hypermodel(hypermodel)
+        self.oracle = _checked_oracle(oracle)
         self.directory = str(directory or ".")
         self.project_name = str(project_name or "untitled_project")
         self.executions_per_trial = executions_per_trial
-        self._compile = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
-        self._num_workers, self._parallel_trials = workers_per_trial, parallel_trials
-        self._max_retries, self._hang_seconds = max_retries, hang_timeout_seconds
-        self._stops = (early_stopping, min_epochs, min_trials)
-        self._is_deterministic, self._private_network = deterministic, private_network
+        self._replaced = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
+        self._build = functools.partial(hypermodels.build, self.hypermodel, self._replaced)
+        check_known("An argument of Tuner", running, _RUNNING)
+        self._running = Running(**running)
+        if executions_per_trial < 1:
+            raise ValueError(
+                "executions_per_trial must be at least 1. "
+                f"Received: executions_per_trial={executions_per_trial}."
+            )
         if self._assignment is not None:
             return  # the oracle is elsewhere
-        _refuse_launched()
-        self._check(strategy, oversubscribe)
+        self._running.check()
+        _refuse_worker()
         if overwrite:
-            self._clear()
-        _populate(self.oracle, self.hypermodel)
+            _remove_search(pathlib.Path(self.project_dir))
+        hypermodels.populate(self.oracle, self.hypermodel)
+        self._unasked = copy.deepcopy(self.oracle)  # for each call of search
 
     @property
     def project_dir(self):
@@ -129,19 +119,27 @@ class Tuner:
             **fit_kwargs: the same, by name. `verbose=0` shows nothing of the search either.
 
         Raises:
-            ValueError: if this process is neither a script nor a module, or the folder holds
-                another search.
+            ValueError: if the folder holds another search, or if there is no script and the
+                hypermodel cannot be imported.
         """
-        if self._assignment is not None:
-            if self._assignment.tuner == self._number:
-                self._run_trial(fit_args, fit_kwargs)
-            return  # a tuner of the same script whose search is over
-        try:
-            self._search(fit_args, fit_kwargs)
-        except loop.ToldToLeave as left:
-            if left.code == 128 + signal.SIGINT:
-                raise KeyboardInterrupt from None
-            sys.exit(left.code)
+        if self._assignment is None:
+            try:
+                self._search(fit_args, fit_kwargs)
+            except loop.ToldToLeave as left:
+                if left.code == 128 + signal.SIGINT:
+                    raise KeyboardInterrupt from None
+                sys.exit(left.code)
+        elif self._assignment.tuner == self._number:
+            script_trial.run(
+                self._assignment,
+                self._build,
+                self.hypermodel.fit,
+                self.oracle.objective,
+                self.executions_per_trial,
+                fit_args,
+                fit_kwargs,
+            )
+        # else a tuner of the same script whose search is over
 
     def get_best_hyperparameters(self, num_trials=1):
         """Return the `keras_tuner.HyperParameters` of the best trials, the best first.
@@ -150,7 +148,7 @@ class Tuner:
             num_trials: how many at most.
         """
         return [
-            scripts.hyperparameters(scripts.read_space(self._trials / id))
+            scripts.hyperparameters(scripts.read_space(self._folder_of(id)))
             for id, _, _ in self._best()[:num_trials]
         ]
 
@@ -160,12 +158,11 @@ class Tuner:
         Args:
             num_models: how many at most.
         """
-        from tfscale.search import script_trial
-
         models = []
         for id, _, _ in self._best()[:num_models]:
-            model = self._build(scripts.hyperparameters(scripts.read_space(self._trials / id)))
-            script_trial.load_weights(model, self._trials / id)
+            hp = scripts.hyperparameters(scripts.read_space(self._folder_of(id)))
+            model = self._build(hp)
+            script_trial.load_weights(model, self._folder_of(id))
             models.append(model)
         return models
 
@@ -177,11 +174,10 @@ class Tuner:
         """
         best = self._best()[:num_trials]
         print(f"Results in {self.project_dir}: the {len(best)} best trials")
-        objective = self.oracle.objective
-        print(f"Objective: {objective.name}, {objective.direction}")
+        print(f"Objective: {self.oracle.objective.name}, {self.oracle.objective.direction}")
         for id, score, state in best:
             print(f"\nTrial {id}, {table.words(state)}")
-            for name, value in scripts.read_space(self._trials / id)["values"].items():
+            for name, value in scripts.read_space(self._folder_of(id))["values"].items():
                 print(f"{name}: {value}")
             print(f"Score: {score}")
 
@@ -200,98 +196,55 @@ class Tuner:
             print(f"{config.pop('name')} ({type(hp).__name__})")
             print(config)
 
-    @property
-    def _trials(self):
-        return pathlib.Path(self.project_dir) / "trials"
-
     def _best(self):
         """Return (id, score, state) of the trials that have a score, the best first."""
         sign = -1 if self.oracle.objective.direction == "max" else 1
         found = scripts.ended_trials(self.project_dir)
         return sorted(found, key=lambda trial: (sign * trial[1], trial[0]))
 
-    def _build(self, hp):
-        """Return a model, compiled with what this tuner replaces."""
-        import keras
-
-        model = self.hypermodel.build(hp)
-        if not isinstance(model, keras.Model):
-            raise ValueError(
-                "A hypermodel must build a keras.Model. "
-                f"Received: {type(model).__name__}. Return the compiled model."
-            )
-        replaced = {name: part for name, part in self._compile.items() if part is not None}
-        if replaced:
-            if not isinstance(replaced.get("optimizer", ""), str):  # each model has its own
-                config = keras.optimizers.serialize(replaced["optimizer"])
-                replaced["optimizer"] = keras.optimizers.deserialize(config)
-            model.compile(**{"optimizer": model.optimizer, "loss": model.loss, **replaced})
-        return model
-
-    def _run_trial(self, fit_args, fit_kwargs):
-        from tfscale.search import script_trial
-
-        script_trial.run(
-            self._assignment,
-            self._build,
-            self.hypermodel.fit,
-            self.oracle.objective,
-            self.executions_per_trial,
-            fit_args,
-            fit_kwargs,
-        )
+    def _folder_of(self, id):
+        return pathlib.Path(self.project_dir) / "trials" / id
 
     def _search(self, fit_args, fit_kwargs):
         """Lead the loop through all trials."""
         run_dir = pathlib.Path(self.project_dir).absolute()
         target = self._target(run_dir, fit_args, fit_kwargs)
         run_dir.mkdir(parents=True, exist_ok=True)
-        facts, seed = self._settle(run_dir)
-        verbose = fit_kwargs.get("verbose", "auto")
-        stream = None if verbose == 0 else sys.stdout
-        rule, min_epochs, min_trials = self._stops
-        stops_at = None
-        if rule:
-            stops_at = functools.partial(
-                stopping.stops_at,
-                objective=facts.objective,
-                direction=facts.direction,
-                min_epochs=min_epochs,
-                min_trials=min_trials,
-            )
+        self.oracle = copy.deepcopy(self._unasked)
         self.oracle.max_consecutive_failed_trials = _NO_BOUND  # no trial ends the search
-        log = journal.Journal(run_dir / "journal.jsonl")
-        asker = scripts.ScriptAsker(self.oracle, run_dir)
-        says_epochs = isinstance(self.oracle, keras_tuner.oracles.HyperbandOracle)
-        try:
+        stream = None if fit_kwargs.get("verbose") == 0 else sys.stdout
+        with (
+            contextlib.closing(journal.Journal(run_dir / "journal.jsonl")) as log,
+            contextlib.closing(scripts.ScriptAsker(self.oracle, run_dir)) as asker,
+        ):
+            facts, seed = self._settle(run_dir)
+            kind = scripts.ScriptTrials(
+                self._number,
+                self.oracle,
+                facts.parameters,
+                target,
+                self._running.launch_flags(seed),
+                says_epochs=isinstance(self.oracle, keras_tuner.oracles.HyperbandOracle),
+            )
+            num_gpus = len(tf.config.list_physical_devices("GPU"))
             loop.Search(
                 facts,
                 log,
                 asker,
-                scripts.ScriptTrials(
-                    self._number,
-                    self.oracle,
-                    facts.parameters,
-                    target,
-                    self._launch_flags(seed),
-                    says_epochs,
-                ),
-                views.Views(facts, stream, stream is not None and sys.stdout.isatty()),
-                epochs_of=lambda values: _epochs_of(fit_args, fit_kwargs),
-                slots=processes.slots(self._parallel_trials),
-                max_retries=self._max_retries,
-                stops_at=stops_at,
+                kind,
+                views.Views(facts, stream, stream is not None and stream.isatty()),
+                epochs_of=lambda values: hypermodels.epochs_of(fit_args, fit_kwargs),
+                slots=processes.slots(self._running.parallel_trials, num_gpus),
+                max_retries=self._running.max_retries,
+                stops_at=self._running.stops_at(facts),
             ).run()
-        finally:
-            asker.close()
-            log.close()
 
     def _target(self, run_dir, fit_args, fit_kwargs):
         """Return how a trial is started: the script again, or what can be imported."""
         target = scripts.target()
         if target is not None:
             return target
-        if any(part is not None for part in self._compile.values()):
+        if any(part is not None for part in self._replaced.values()):
             raise ValueError(
                 "Without a script the hypermodel itself compiles the model. Received: optimizer, "
                 "loss or metrics in an interactive session. Write them into its `build`."
@@ -309,18 +262,18 @@ class Tuner:
     def _settle(self, run_dir):
         """Write what this search is, or check it; return its facts and its seed."""
         path, objective = run_dir / "search.json", self.oracle.objective
+        before = json.loads(path.read_text()) if path.exists() else {}
+        parameters = space.parameters(self.oracle.get_space())
         identity = {
             "tuner": type(self.oracle).__name__,
             "objective": objective.name,
             "direction": objective.direction,
             "max_trials": self.oracle.max_trials or 0,
             "executions_per_trial": self.executions_per_trial,
-            "seed": self.oracle.seed,
-            "space": {p.name: repr(p) for p in space.parameters(self.oracle.get_space())},
+            # An oracle without a seed draws another one each time.
+            "seed": before.get("seed", self.oracle.seed),
+            "space": {parameter.name: repr(parameter) for parameter in parameters},
         }
-        before = json.loads(path.read_text()) if path.exists() else {}
-        # An oracle without a seed draws another one each time.
-        identity["seed"] = before.get("seed", identity["seed"])
         identity = journal.settle(path, identity, ["max_trials"])
         oracles.reseed(self.oracle, identity["seed"])
         facts = trials.SearchFacts(
@@ -328,81 +281,14 @@ class Tuner:
             direction=objective.direction,
             tuner=identity["tuner"].removesuffix("Oracle"),
             max_trials=identity["max_trials"],
-            parameters=space.parameters(self.oracle.get_space()),
+            parameters=parameters,
             run_dir=run_dir,
             began=identity["began"],
         )
         return facts, identity["seed"]
 
-    def _launch_flags(self, seed):
-        flags = [f"--workers={self._num_workers}", f"--seed={seed}", "--max_restarts=0"]
-        flags += ["--on_bad_loss=stop", f"--hang_timeout_seconds={self._hang_seconds}"]
-        flags.append(f"--deterministic={str(self._is_deterministic).lower()}")
-        flags.append(f"--private_network={str(self._private_network).lower()}")
-        return flags
 
-    def _check(self, strategy, oversubscribe):
-        check_known("strategy", [strategy], STRATEGIES)
-        check_known("early_stopping", [self._stops[0]], stopping.RULES)
-        for name, value, least in (
-            ("workers_per_trial", self._num_workers, 1),
-            ("parallel_trials", self._parallel_trials, 1),
-            ("executions_per_trial", self.executions_per_trial, 1),
-            ("max_retries", self._max_retries, 0),
-            ("hang_timeout_seconds", self._hang_seconds, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}. Received: {name}={value}.")
-        if self._num_workers > 1 and strategy != "multiworker":
-            raise ValueError(
-                'Several workers a trial need strategy="multiworker". Received: '
-                f"workers_per_trial={self._num_workers}, strategy={strategy!r}."
-            )
-        cores, needed = len(os.sched_getaffinity(0)), self._num_workers * self._parallel_trials
-        if needed > cores and not oversubscribe:
-            raise ValueError(
-                "All workers that run at once must have a core each. Received: "
-                f"workers_per_trial={self._num_workers} and parallel_trials="
-                f"{self._parallel_trials} on {cores} cores. Use fewer, or oversubscribe=True."
-            )
-
-    def _clear(self):
-        """Remove the search that is in the folder."""
-        folder = pathlib.Path(self.project_dir)
-        if not folder.exists():
-            return
-        if any(folder.iterdir()) and not (folder / "search.json").exists():
-            raise ValueError(
-                "overwrite=True removes an older search. Received: "
-                f"{folder}, which is not empty and has no search.json. Use another project_name."
-            )
-        shutil.rmtree(folder)
-
-
-def _refuse_launched():
-    if "TFSCALE_LOCAL_WORKERS" in os.environ or "TF_CONFIG" in os.environ:
-        raise ValueError(
-            "A Tuner starts the workers of its trials itself. Received: a process that is a worker "
-            "already, of tfscale.launch or by TF_CONFIG. Run the script with python, and use "
-            "workers_per_trial."
-        )
-
-
-def as_hypermodel(given):
-    """Return a `keras_tuner.HyperModel`."""
-    if isinstance(given, keras_tuner.HyperModel):
-        return given
-    if not callable(given):
-        raise ValueError(
-            "`hypermodel` must be a keras_tuner.HyperModel, or a function that builds a model from "
-            f"hyperparameters. Received: {given!r}."
-        )
-    hypermodel = keras_tuner.HyperModel()
-    hypermodel.build = given
-    return hypermodel
-
-
-def _oracle(given):
+def _checked_oracle(given):
     if not isinstance(given, keras_tuner.Oracle):
         raise ValueError(
             "`oracle` must be a keras_tuner.Oracle, such as "
@@ -412,65 +298,22 @@ def _oracle(given):
     return given
 
 
-def _populate(oracle, hypermodel):
-    """Have the oracle know all hyperparameters that the hypermodel's `build` asks for.
-
-    A conditional scope is entered once each; keras-tuner does the same when a tuner is made.
-    """
-    hp = oracle.get_space()
-    hypermodel.declare_hyperparameters(hp)
-    oracle.update_space(hp)
-    entered, wanted = [], []
-    while True:
-        hypermodel.build(hp)
-        oracle.update_space(hp)
-        entered += [scope for scope in map(_scope, hp.active_scopes) if scope not in entered]
-        wanted += [scope for scope in map(_scope, hp.inactive_scopes) if scope not in wanted]
-        left = [scope for scope in wanted if scope not in entered]
-        if not left:
-            return
-        entered.append(left[0])  # or tried, where its condition cannot hold
-        hp = oracle.get_space()
-        hp.values.update(left[0])
-        hp.ensure_active_values()
-
-
-def _scope(conditions):
-    """Return values under which a scope is active, [(name, value), ...]."""
-    return [(condition.name, condition.values[0]) for condition in conditions]
-
-
-def _epochs_of(fit_args, fit_kwargs):
-    """Return the epochs that `keras.Model.fit` would make of what `search` was given."""
-    import keras
-
-    try:
-        given = inspect.signature(keras.Model.fit).bind_partial(None, *fit_args, **fit_kwargs)
-    except TypeError:  # arguments of a HyperModel.fit of the user's own
-        return fit_kwargs.get("epochs", 1)
-    return given.arguments.get("epochs", 1)
-
-
-def _of(oracle_class):
-    """Return a function that makes a `Tuner` as keras-tuner's class for that oracle is made."""
-    own = set(inspect.signature(Tuner.__init__).parameters)
-
-    def make(hypermodel=None, **arguments):
-        known = set(inspect.signature(oracle_class.__init__).parameters) - {"self"}
-        check_known(
-            "An argument", arguments, sorted((known | own) - {"self", "oracle", "hypermodel"})
+def _refuse_worker():
+    if "TFSCALE_LOCAL_WORKERS" in os.environ or "TF_CONFIG" in os.environ:
+        raise ValueError(
+            "A Tuner starts the workers of its trials itself. Received: a process that is a worker "
+            "already, of tfscale.launch or by TF_CONFIG. Run the script with python, and use "
+            "workers_per_trial."
         )
-        oracle = oracle_class(**{n: v for n, v in arguments.items() if n in known})
-        return Tuner(hypermodel, oracle, **{n: v for n, v in arguments.items() if n in own})
-
-    make.__doc__ = (
-        f"Return a `Tuner` with a `keras_tuner.oracles.{oracle_class.__name__}`.\n\n"
-        "    Takes the arguments of keras-tuner's class of the same name, and those of `Tuner`."
-    )
-    return make
 
 
-RandomSearch = _of(keras_tuner.oracles.RandomSearchOracle)
-GridSearch = _of(keras_tuner.oracles.GridSearchOracle)
-BayesianOptimization = _of(keras_tuner.oracles.BayesianOptimizationOracle)
-Hyperband = _of(keras_tuner.oracles.HyperbandOracle)
+def _remove_search(folder):
+    """Remove the search that is in a folder, and nothing else."""
+    if not folder.exists():
+        return
+    if any(folder.iterdir()) and not (folder / "search.json").exists():
+        raise ValueError(
+            "overwrite=True removes an older search. Received: "
+            f"{folder}, which is not empty and has no search.json. Use another project_name."
+        )
+    shutil.rmtree(folder)

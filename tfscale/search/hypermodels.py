@@ -1,0 +1,92 @@
+"""What a `Tuner` does with a hypermodel: takes it, builds its models, finds out its space."""
+
+import inspect
+
+import keras
+import keras_tuner
+
+
+def as_hypermodel(given):
+    """Return a `keras_tuner.HyperModel` for one, or for a function that builds a model.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(given, keras_tuner.HyperModel):
+        return given
+    if not callable(given):
+        raise ValueError(
+            "`hypermodel` must be a keras_tuner.HyperModel, or a function that builds a model from "
+            f"hyperparameters. Received: {given!r}."
+        )
+    hypermodel = keras_tuner.HyperModel()
+    hypermodel.build = given
+    return hypermodel
+
+
+def build(hypermodel, replaced, hp):
+    """Return a compiled model.
+
+    Args:
+        hypermodel: the `keras_tuner.HyperModel`.
+        replaced: arguments of `compile` that replace what the hypermodel compiles with, by name;
+            None leaves one as it is.
+        hp: the `keras_tuner.HyperParameters`.
+
+    Raises:
+        ValueError: if the hypermodel builds something else.
+    """
+    model = hypermodel.build(hp)
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "A hypermodel must build a keras.Model. "
+            f"Received: {type(model).__name__}. Return the compiled model."
+        )
+    replaced = {name: part for name, part in replaced.items() if part is not None}
+    if replaced:
+        if not isinstance(replaced.get("optimizer", ""), str):  # each model has its own
+            config = keras.optimizers.serialize(replaced["optimizer"])
+            replaced["optimizer"] = keras.optimizers.deserialize(config)
+        model.compile(**{"optimizer": model.optimizer, "loss": model.loss, **replaced})
+    return model
+
+
+def populate(oracle, hypermodel):
+    """Have an oracle know all hyperparameters that a hypermodel's `build` asks for.
+
+    It is built once for each conditional scope; keras-tuner does the same when a tuner is made.
+
+    Args:
+        oracle: the `keras_tuner.Oracle`.
+        hypermodel: the `keras_tuner.HyperModel`.
+    """
+    hp = oracle.get_space()
+    hypermodel.declare_hyperparameters(hp)
+    oracle.update_space(hp)
+    entered, wanted = [], []
+    while True:
+        hypermodel.build(hp)
+        oracle.update_space(hp)
+        entered += [scope for scope in map(_scope, hp.active_scopes) if scope not in entered]
+        wanted += [scope for scope in map(_scope, hp.inactive_scopes) if scope not in wanted]
+        left = [scope for scope in wanted if scope not in entered]
+        if not left:
+            return
+        entered.append(left[0])  # or tried, where its condition cannot hold
+        hp = oracle.get_space()
+        hp.values.update(left[0])
+        hp.ensure_active_values()
+
+
+def epochs_of(arguments, named):
+    """Return the epochs that `keras.Model.fit` would make of what `search` was given."""
+    try:
+        given = inspect.signature(keras.Model.fit).bind_partial(None, *arguments, **named)
+    except TypeError:  # arguments of a HyperModel.fit of the user's own
+        return named.get("epochs", 1)
+    return given.arguments.get("epochs", 1)
+
+
+def _scope(conditions):
+    """Return values under which a scope is active, [(name, value), ...]."""
+    return [(condition.name, condition.values[0]) for condition in conditions]
