@@ -135,11 +135,12 @@ class ScriptTrials:
         return read_history(record.path / METRICS)
 
     def diverged(self, record):
-        """Return whether the run has ended itself at a number that was not finite."""
+        """Return how the run has ended itself at a number that was not finite, "" if it has not."""
         with open(record.path / "logs" / "trial.log", "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - _TAIL_BYTES, 0))
-            return _DIVERGED in file.read().decode(errors="replace")
+            ended_so = _DIVERGED in file.read().decode(errors="replace")
+        return "its loss or a weight was not finite" if ended_so else ""
 
 
 class ScriptAsker(oracles.Asker):
