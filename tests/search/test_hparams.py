@@ -95,6 +95,23 @@ def test_nothing_is_written_twice_not_even_by_another_life(tmp_path, trials):
     assert [path.stat().st_ino for path in files if "trials" in path.parts] == before
 
 
+def test_a_parameter_that_a_script_meets_later_gets_its_column(tmp_path):
+    facts = records.facts(tmp_path, parameters=[records.RATE])
+    view = HParams(facts)
+    running = records.record(tmp_path, 0, None, state="running")
+    view.update([running])
+    assert not (running.path / "tensorboard").exists()  # nobody knows yet what it will choose
+    facts.parameters.append(records.FILTERS)
+    view.update([records.record(tmp_path, 0)])
+    [(_, data)] = read(tmp_path / "tensorboard")[metadata.EXPERIMENT_TAG]
+    assert [i.name for i in data.experiment.hparam_infos] == [
+        records.RATE.name,
+        records.FILTERS.name,
+    ]
+    [(_, start)] = read(running.path / "tensorboard")[metadata.SESSION_START_INFO_TAG]
+    assert start.session_start_info.hparams[records.FILTERS.name].number_value == 16
+
+
 def test_values_that_tensorboard_has_no_kind_for_are_text(tmp_path):
     trial = records.record(tmp_path, 0, values={"model.arguments.units": [8, 4]})
     HParams(records.facts(tmp_path)).update([trial])

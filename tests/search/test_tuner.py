@@ -63,6 +63,8 @@ class TestSearch:
         assert said["values"][0]["units"] == int(best["units"])
         assert said["values"][0]["batch_size"] == int(best["batch_size"])
         assert {row["rate"] for row in rows} == {str(v["rate"]) for v in said["values"]}
+        written = json.loads((folder / "digits" / "best.json").read_text())
+        assert written["values"] == said["values"][0] and written["trial"] == best["id"]
 
     def test_the_best_model_scores_what_its_trial_did(self, searched):
         folder, said, _ = searched
@@ -81,9 +83,10 @@ class TestSearch:
 
     def test_the_same_script_again_trains_nothing_and_says_the_same(self, searched):
         folder, said, _ = searched
-        journal = (folder / "digits" / "journal.jsonl").read_text()
+        journal, before = (folder / "digits" / "journal.jsonl").read_text(), table(folder)
+        assert all(row["batch_size"] for row in before)
         again, shown = finish(start(folder))
-        assert again == said and "going on: 2 completed" in shown
+        assert again == said and table(folder) == before and "going on: 2 completed" in shown
         assert (folder / "digits" / "journal.jsonl").read_text() == journal
 
 

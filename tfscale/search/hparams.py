@@ -35,17 +35,18 @@ class HParams:
         Args:
             records: all trials.
         """
-        if _EXPERIMENT not in self._done:
+        names = tuple(parameter.name for parameter in self._facts.parameters)
+        if names not in self._done:  # the space of a script may grow while trials run
             place = pathlib.Path(self._facts.run_dir) / "tensorboard" / _EXPERIMENT
-            # Anew in each life: the space may have been corrected.
             _write(place, [(0, self._facts.began, self._experiment())])
-            self._done.add(_EXPERIMENT)
+            self._done.add(names)
         for record in records:
             folder = pathlib.Path(record.path) / "tensorboard"
-            if record.started is not None:
+            has_ended = record.state != trials.RUNNING
+            if record.started is not None and (record.history or has_ended):
                 self._once(folder / _CHOSEN, self._chosen, record)
-            if record.started is not None and record.state != trials.RUNNING:
-                self._once(folder / _ENDED, self._ended, record)
+                if has_ended:
+                    self._once(folder / _ENDED, self._ended, record)
 
     def _once(self, path, events, record):
         if path in self._done:

@@ -6,6 +6,7 @@ tuner's `search`, the model is built from the trial's values, fitted as
 folder: `metrics.jsonl`, the best epoch's weights, and the space as the hypermodel has met it.
 """
 
+import copy
 import json
 import os
 import pathlib
@@ -54,6 +55,8 @@ def run(assignment, build, fit, objective, executions, arguments, named):
         if assignment.parent:
             load_weights(model, assignment.parent)
         given = list(named.get("callbacks") or [])
+        if executions > 1:  # what they remember is of one execution
+            given = copy.deepcopy(given)
         _send_tensorboard(given, f"{assignment.id}/execution{execution}")
         report.execution = execution
         results.append(fit(hp, model, *arguments, **{**named, "callbacks": [*given, report]}))

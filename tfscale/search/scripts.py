@@ -124,6 +124,11 @@ class ScriptTrials:
 
     def history(self, record):
         """Return the metrics of a trial's epochs, and take in what its script has met."""
+        self.complete(record)
+        return read_history(record.path / METRICS)
+
+    def complete(self, record):
+        """Give a record the values of hyperparameters that only its script has met."""
         met = read_space(record.path)
         new = {n: v for n, v in met.get("values", {}).items() if n not in record.values}
         if new:
@@ -132,7 +137,6 @@ class ScriptTrials:
             self._parameters += [
                 p for p in space.parameters(hyperparameters(met)) if p.name not in known
             ]
-        return read_history(record.path / METRICS)
 
     def diverged(self, record):
         """Return how the run has ended itself at a number that was not finite, "" if it has not."""
@@ -141,6 +145,34 @@ class ScriptTrials:
             file.seek(max(size - _TAIL_BYTES, 0))
             ended_so = _DIVERGED in file.read().decode(errors="replace")
         return "its loss or a weight was not finite" if ended_so else ""
+
+
+class ScriptViews:
+    """Views whose records are complete, also those of trials that an earlier life has ended.
+
+    Args:
+        views: the `views.Views`.
+        kind: the `ScriptTrials`.
+    """
+
+    def __init__(self, views, kind):
+        self._views, self._kind, self._complete = views, kind, set()
+
+    def update(self, records):
+        """Show what has changed; see `views.Views`."""
+        self._complete_all(records)
+        self._views.update(records)
+
+    def finish(self, records):
+        """Show the end; see `views.Views`."""
+        self._complete_all(records)
+        self._views.finish(records)
+
+    def _complete_all(self, records):
+        for record in records:
+            if record.state != trials.RUNNING and record.id not in self._complete:
+                self._complete.add(record.id)
+                self._kind.complete(record)
 
 
 class ScriptAsker(oracles.Asker):

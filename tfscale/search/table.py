@@ -7,6 +7,7 @@ import statistics
 
 from tfscale.search import trials
 
+_MOST_FAILURES = 5  # that are listed at the end
 _WITHOUT_FOLDING = 4  # with more parameters than these, the table shows those that differ
 
 
@@ -208,10 +209,12 @@ def closing(facts, records, now):
         shown += [f"        {name}={value!r}" for name, value in best.values.items()]
     shown.append(f"trials  {len(records)}: {counts(records)}")
     shown.append(f"time    {duration(max(now - facts.began, 0))}")
-    for record in records:
-        if record.state not in (*trials.SCORED, trials.RUNNING):
-            shown.append(f"        trial {record.id}: {record.reason or words(record.state)}")
-            shown.append(f"        see {record.path / 'logs' / 'trial.log'}")
+    failed = [r for r in records if r.state not in (*trials.SCORED, trials.RUNNING)]
+    for record in failed[:_MOST_FAILURES]:
+        shown.append(f"        trial {record.id}: {record.reason or words(record.state)}")
+        shown.append(f"        see {record.path / 'logs' / 'trial.log'}")
+    if len(failed) > _MOST_FAILURES:
+        shown.append(f"        and {len(failed) - _MOST_FAILURES} more, in results.csv")
     where = facts.run_dir
     shown.append(f"files   {where}/results.csv, objective.png, parameters.png")
     shown.append(f"look    tensorboard --logdir {where}   (HPARAMS, TIME SERIES)")

@@ -35,6 +35,7 @@ from tfscale.search import (
     views,
 )
 from tfscale.search.running import Running
+from tfscale.training.checkpoint import write_whole
 
 _NO_BOUND = 10**9
 _RUNNING = [field.name for field in dataclasses.fields(Running)]
@@ -213,10 +214,8 @@ class Tuner:
         self.oracle = copy.deepcopy(self._unasked)
         self.oracle.max_consecutive_failed_trials = _NO_BOUND  # no trial ends the search
         stream = None if fit_kwargs.get("verbose") == 0 else sys.stdout
-        with (
-            contextlib.closing(journal.Journal(run_dir / "journal.jsonl")) as log,
-            contextlib.closing(scripts.ScriptAsker(self.oracle, run_dir)) as asker,
-        ):
+        asker = scripts.ScriptAsker(self.oracle, run_dir)
+        with contextlib.closing(journal.Journal(run_dir / "journal.jsonl")) as log:
             facts, seed = self._settle(run_dir)
             kind = scripts.ScriptTrials(
                 self._number,
@@ -226,18 +225,23 @@ class Tuner:
                 self._running.launch_flags(seed),
                 says_epochs=isinstance(self.oracle, keras_tuner.oracles.HyperbandOracle),
             )
+            shown = views.Views(facts, stream, stream is not None and stream.isatty())
             num_gpus = len(tf.config.list_physical_devices("GPU"))
             loop.Search(
                 facts,
                 log,
                 asker,
                 kind,
-                views.Views(facts, stream, stream is not None and stream.isatty()),
+                scripts.ScriptViews(shown, kind),
                 epochs_of=lambda values: hypermodels.epochs_of(fit_args, fit_kwargs),
                 slots=processes.slots(self._running.parallel_trials, num_gpus),
                 max_retries=self._running.max_retries,
                 stops_at=self._running.stops_at(facts),
             ).run()
+        for id, score, _ in self._best()[:1]:
+            values = scripts.read_space(self._folder_of(id))["values"]
+            best = {"trial": id, "score": score, "values": values}
+            write_whole(run_dir / "best.json", json.dumps(best, indent=2) + "\n")
 
     def _target(self, run_dir, fit_args, fit_kwargs):
         """Return how a trial is started: the script again, or what can be imported."""

@@ -32,6 +32,7 @@ class Views:
         self._facts, self._stream, self._is_interactive = facts, stream, is_interactive
         self._hparams = HParams(facts)
         self._seen = None  # id -> what was last said of a trial
+        self._has_news = False
         self._lines_drawn = 0
         self._looked = self._drawn = float("-inf")
         self._began = self._pictured = time.monotonic()
@@ -49,7 +50,7 @@ class Views:
             return
         self._looked = now
         news = self._news(records)
-        if news:
+        if self._has_news:
             self._write_files(records)
         if self._is_interactive:
             if news or now - self._drawn >= _DRAW_SECONDS:
@@ -84,15 +85,18 @@ class Views:
 
         What an earlier life of the search has said is not said again.
         """
-        first = self._seen is None
+        first, self._has_news = self._seen is None, False
         seen, self._seen = self._seen or {}, {}
         news = []
         for record in records:
-            mark = (record.state, record.reason)
+            mark = (record.state, record.reason, bool(record.history))
             self._seen[record.id] = mark
             before = seen.get(record.id)
             if before == mark:
                 continue
+            self._has_news = True
+            if before is not None and before[:2] == mark[:2]:
+                continue  # its first epoch, which is news for TensorBoard alone
             if before is None and not (first and record.state != trials.RUNNING):
                 news.append(table.begun(self._facts, record))
             elif before is not None and record.state == trials.RUNNING and record.reason:
