@@ -89,7 +89,8 @@ class Health:
         if not saver.saves:
             raise ValueError(
                 '`on_bad_loss="rollback"` goes back to a checkpoint. Received: a run that saves '
-                'none. Give `checkpoints` or a `run_dir`, or on_bad_loss="skip".'
+                "none. Give `checkpoints` or a `run_dir` (in front of a script: --run_dir=DIR), or "
+                'on_bad_loss="skip".'
             )
         if not data.reads_again():
             raise ValueError(
