@@ -130,6 +130,8 @@ def test_after_a_second_signal_all_may_be_killed():
 
 
 BAD_LOSS = "The loss of a step must be finite, and its weights finite. Received: loss nan"
+OTHER_MODEL = "A checkpoint must be of the same model, optimizer and metrics. Received: ..."
+OTHER_CALLBACKS = "A run must go on with the callbacks that it was saved with. Received: ..."
 OTHER_BITS = "Weights, optimizer and seeds must be the same bits on all replicas. Received: ..."
 
 
@@ -140,6 +142,8 @@ OTHER_BITS = "Weights, optimizer and seeds must be the same bits on all replicas
         (1, ["error: The disk must have room for the run. Received: ..."], "next checkpoint"),
         (1, traceback(f"tfscale.training.health.BadNumbers: {BAD_LOSS}"), "same loss again"),
         (2, [f"error: {BAD_LOSS}"], "same loss again"),
+        (1, traceback(f"ValueError: {OTHER_MODEL}"), "same checkpoint would be refused"),
+        (1, traceback(f"ValueError: {OTHER_CALLBACKS}"), "same checkpoint would be refused"),
         (2, ["error: `epochs` must be at least 0."], "exit code 2"),
         (1, traceback(f"tfscale.training.health.BadNumbers: {OTHER_BITS}"), ""),
         (2, [f"error: {OTHER_BITS}"], ""),

@@ -23,12 +23,16 @@ _PEER_IS_GONE = re.compile(
 )
 _MISSED = re.compile(r"Start the missing workers with the same addresses")  # of `rendezvous`
 _REFUSED = 2  # exit code for what cannot be run as it was typed
+_REFUSED_AGAIN = "the same checkpoint would be refused again"
 # Errors that another life would end with as well, and why. The first two are of a disk that takes
-# no checkpoint, as `saver` and the command line say it, the third is of `health`.
+# no checkpoint, as `saver` and the command line say it, the third is of `health`, the others are of
+# `state` and `callback_state`.
 _COMES_AGAIN = (
     (re.compile(r"could not write the checkpoint"), "it would fail again at its next checkpoint"),
     (re.compile(r"The disk must have room for"), "it would fail again at its next checkpoint"),
     (re.compile(r"The loss of a step must be"), "the same steps would give the same loss again"),
+    (re.compile(r"A checkpoint must be of the same model"), _REFUSED_AGAIN),
+    (re.compile(r"A run must go on with the callbacks"), _REFUSED_AGAIN),
 )
 # Of the errors with which a command ends as if it had been refused, those of one life only: of
 # `health`, and of `ports`, where the next life has other ports.

@@ -38,7 +38,7 @@ class Loop(scorer.Scorer):
         self.model.stop_training, self._is_training = False, True
         listening = preemption.heard_in_loop() if run.saver.saves else contextlib.nullcontext()
         try:
-            with self.strategy.scope(), run.saver, listening:
+            with pulse.letting_go(), self.strategy.scope(), run.saver, listening:
                 self._begin(run, resume_from)
                 while self.progress.epoch < run.epochs and not run.stopped:
                     self._fit_epoch(run)
@@ -46,7 +46,6 @@ class Loop(scorer.Scorer):
                     self._end(run)
         finally:
             self._is_training = False
-            pulse.let_go()
         pulse.beat(self.progress.step, "idle")
         return run.history
 
