@@ -9,7 +9,6 @@ import pytest
 
 from tfscale.cluster import pulse
 
-
 LEAVE = """import contextlib
 def leave(error):
     with contextlib.suppress(error), pulse.letting_go():
