@@ -4,6 +4,7 @@ import gc
 import weakref
 
 import keras
+import keras_fit_cases
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -234,11 +235,37 @@ def test_a_model_is_freed():
     assert alive() is None
 
 
+def test_optimizers_numbers_are_numbers():
+    with make_strategy("mirrored", 2).scope():
+        optimizer = keras.optimizers.SGD(0.25)
+    assert float(optimizer.learning_rate) == 0.25
+    assert int(optimizer.iterations) == 0
+    assert float(keras.Variable(2.5)) == 2.5
+    with pytest.raises(TypeError):
+        float(keras.Variable([1.0, 2.0]))
+
+
+def test_calling_it_again_changes_only_what_is_given():
+    """A launched script may call it as well, as the documentation says, and flags still count."""
+    tfscale.disable_keras_fit()
+    tfscale.enable_keras_fit(on_bad_loss="skip")
+    tfscale.enable_keras_fit()
+    x = np.where(np.arange(12)[:, None] == 7, np.nan, keras_fit_cases.X[:12])
+    model = keras_fit_cases.dense(make_strategy("mirrored", 2).scope)
+    model.fit(x, keras_fit_cases.Y[:12], batch_size=4, verbose=0)
+    assert np.isfinite(model.get_weights()[0]).all()
+    tfscale.enable_keras_fit(on_bad_loss="")
+    model.fit(x, keras_fit_cases.Y[:12], batch_size=4, verbose=0)
+    assert not np.isfinite(model.get_weights()[0]).all()
+    tfscale.disable_keras_fit()
+
+
 def test_undone_means_that_all_is_keras_own():
     tfscale.disable_keras_fit()
     assert not {"fit", "evaluate", "predict"} & set(vars(keras.Model))
     for place, name, own, _ in replica.REPLACED:
         assert getattr(place, name) is own
+    assert not {"__int__", "__float__"} & set(vars(keras.Variable))
     tfscale.enable_keras_fit()
     assert "fit" in vars(keras.Model)
 

@@ -21,13 +21,20 @@ _health = {}  # what `health.Health` takes, for each call of `fit`
 
 
 def set_health(health):
-    """Say what each `fit` does about bad steps, with the arguments of `health.Health`.
+    """Say what each `fit` does about bad steps, with arguments of `health.Health`.
+
+    What is not among them stays as it was said before.
 
     Raises:
         ValueError: if one is out of range.
     """
-    health_lib.Health(**health)
+    health_lib.Health(**{**_health, **health})
     _health.update(health)
+
+
+def forget_health():
+    """Take back what `set_health` has said."""
+    _health.clear()
 
 
 def _fit(
@@ -54,6 +61,9 @@ def _fit(
     model._should_eval(0, validation_freq)  # refuses what is neither a number nor a list
     limit = keras.config.max_epochs()
     epochs = min(epochs, limit) if limit else epochs
+    with model.distribute_strategy.scope():
+        fits.read_what_was_left(x)
+    given = x
     if validation_split and validation_data is None:
         (x, y, sample_weight), validation_data = keras_data.split_validation(
             x, y, sample_weight, validation_split
@@ -80,7 +90,7 @@ def _fit(
     watched = own.is_true_somewhere(callbacks_lib.watches_batches(callbacks))
     saver, saved = saver_lib.Saver(), None
     if fits.of_script() is not None and not saving.rank_beside_others(own.strategy):
-        saver, saved = fits.of_script().next(own.strategy, data.gives_same_again)
+        saver, saved = fits.of_script().next(model, own.strategy, data.gives_same_again)
     health = health_lib.Health(**_health)
     health.check(saver, data)
     run = fit_run.FitRun(
@@ -97,6 +107,7 @@ def _fit(
         validation_freq=validation_freq,
         test_steps=_test_steps(own, callbacks, verbose=0),
         is_watched=watched,
+        given=given,
     )
     run.callbacks = _callback_list(
         own, callbacks, verbose, epochs, data.steps_per_epoch, history=True

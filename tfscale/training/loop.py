@@ -81,10 +81,9 @@ class Loop(scorer.Scorer):
             "steps an epoch": run.steps_per_epoch or 0,
             "examples a global batch": run.data.global_batch_size or 0,
         }
-        mine = list(limits.values())
-        sums = self.sums(*mine, *(value * value for value in mine))
-        for i, (name, value) in enumerate(limits.items()):
-            if self.shard.num_workers * sums[len(mine) + i] != sums[i] ** 2:
+        differ = self.differing(*limits.values())
+        for (name, value), differs in zip(limits.items(), differ, strict=True):
+            if differs:
                 raise ValueError(
                     f"All workers must call fit alike. Received: {name} of {value} on worker "
                     f"{self.shard.worker}, and other numbers on others. Give all the same."
@@ -248,9 +247,8 @@ class Loop(scorer.Scorer):
         """Go where Keras' BackupAndRestore has put the model, if no checkpoint says better."""
         restored = callbacks_lib.restored_position(run.callbacks.callbacks)
         if self.shard.num_workers > 1:
-            place = 0 if restored is None else 1 + restored[0] * 2**20 + restored[1]
-            total, squares = self.sums(place % 2**26, (place % 2**26) ** 2)
-            if self.shard.num_workers * squares != total**2:
+            epoch, position = restored or (-1, 0)
+            if any(self.differing(epoch + 1, position)):
                 raise ValueError(
                     "BackupAndRestore must find the same backup on every worker. Received: "
                     f"{restored or 'none'} on worker {self.shard.worker}, and another on others. "

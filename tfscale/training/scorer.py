@@ -231,12 +231,28 @@ class Scorer:
         sums = self._functions.agree(tf.constant(numbers, tf.int64)).numpy()
         return [int(value) for value in sums]
 
+    def differing(self, *numbers):
+        """Say of each of these whole numbers whether another worker has another one.
+
+        Every worker has to call this.
+        """
+        mine = [number >> shift & _LIMB for number in numbers for shift in _LIMB_SHIFTS]
+        found = self.sums(*mine, *(limb * limb for limb in mine))
+        pairs = zip(found[: len(mine)], found[len(mine) :], strict=True)
+        differs = [self.shard.num_workers * squares != total**2 for total, squares in pairs]
+        width = len(_LIMB_SHIFTS)
+        return [any(differs[i : i + width]) for i in range(0, len(differs), width)]
+
     def is_true_somewhere(self, flag):
         """Say whether a flag is true on any worker, each of which has to call this."""
         if self.shard.num_workers == 1:
             return bool(flag)
         with self.strategy.scope():
             return self.sums(int(bool(flag)))[0] > 0
+
+
+# Parts of a number whose squares, summed over all workers, fit into 64 bits.
+_LIMB, _LIMB_SHIFTS = 2**21 - 1, (0, 21, 42)
 
 
 def _same(parts, others):
