@@ -30,6 +30,16 @@ FROZEN_PEER = traceback(
     "are unhealthy (stopped sending heartbeats):",
 )
 OWN = traceback("ValueError: a bad batch")
+LABELS = traceback(
+    "tensorflow.python.framework.errors_impl.InvalidArgumentError: Graph execution error:",
+    "",
+    "Detected at node compute_loss defined at (most recent call last):",
+    '  File "script.py", line 9, in <module>',
+    "",
+    "Received a label value of 12 which is outside the valid range of [0, 10).",
+    "Label values: 3 12 4",
+    "\t [[{{node compute_loss}}]] [Op:__inference_train_steps_1]",
+)
 
 
 def end(rank, code, seconds, lines=(), asked=False, beat=SILENT):
@@ -98,6 +108,13 @@ def test_report_of_an_exception_has_its_last_line():
     told = verdict.report(failed, [failed]).splitlines()[0]
     assert "exit code 1, ValueError: a bad batch at step 57 (train, epoch 3)" in told
     assert told.endswith("; all of it: logs/worker-0.log. Its last lines:")
+
+
+def test_report_of_an_error_in_a_graph_says_what_went_wrong_there():
+    assert end(0, 1, 1.0, LABELS).reason() == (
+        "exit code 1, tensorflow.python.framework.errors_impl.InvalidArgumentError: Received a "
+        "label value of 12 which is outside the valid range of [0, 10)"
+    )
 
 
 def test_report_of_a_worker_that_left_too_early_names_who_lost_it():

@@ -125,7 +125,7 @@ class End:
             reason = f"exit code {self.code}"
         error = self._error_lines()
         if error and self.code == 1:
-            reason += f", {error[0]}"
+            reason += f", {_message(error).removesuffix('.')}"
         return reason + self.beat.place()
 
     def _error_lines(self) -> tuple[str, ...]:
@@ -136,6 +136,18 @@ class End:
         after = self.lines[starts[-1] + 1 :]
         first = next((i for i, line in enumerate(after) if not line.startswith(" ")), len(after))
         return after[first:]
+
+
+def _message(error: tuple[str, ...]) -> str:
+    """The first line of an exception; of one from a graph what went wrong there."""
+    head, graph = error[0], " Graph execution error:"
+    if not head.endswith(graph):
+        return head
+    # Frames come first, then a blank line, what went wrong in some lines, and the node.
+    node = next((i for i, line in enumerate(error) if "[[{{node" in line), 0)
+    begins = max((i for i in range(1, node) if not error[i].strip()), default=node)
+    said = error[begins + 1 : node]
+    return f"{head.removesuffix(graph)} {said[0].strip()}" if said else head
 
 
 def cause(ends: list[End]) -> End | None:
