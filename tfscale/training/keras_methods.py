@@ -6,6 +6,7 @@ and the loop of `Trainer`. This module owns the private names of `keras.Model` t
 
 import keras
 
+from tfscale.cluster import pulse
 from tfscale.training import callbacks as callbacks_lib
 from tfscale.training import fit_run, fits, keras_data, loop, pace, prepare, saving
 from tfscale.training import health as health_lib
@@ -264,10 +265,10 @@ def _callback_list(own, callbacks, verbose, epochs, steps, history=False):
 
 
 METHODS = {
-    "fit": _fit,
-    "evaluate": _evaluate,
-    "predict": _predict,
-    "train_on_batch": _train_on_batch,
-    "test_on_batch": _test_on_batch,
-    "predict_on_batch": _predict_on_batch,
+    "fit": pulse.letting_go()(_fit),
+    "evaluate": pulse.letting_go()(_evaluate),
+    "predict": pulse.letting_go()(_predict),
+    "train_on_batch": pulse.letting_go()(_train_on_batch),
+    "test_on_batch": pulse.letting_go()(_test_on_batch),
+    "predict_on_batch": pulse.letting_go()(_predict_on_batch),
 }

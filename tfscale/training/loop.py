@@ -109,7 +109,9 @@ class Loop(scorer.Scorer):
         run = fit_run.FitRun(data, epochs=1, pace=pace.Pace(1))
         with self.strategy.scope():
             self._functions.reset_metrics()
-            return self._take_steps(run, run.iterator(self.shard, self.progress), 1)[2]
+            logs = self._take_steps(run, run.iterator(self.shard, self.progress), 1)[2]
+        self._beat_end()
+        return logs
 
     def _fit_epoch(self, run):
         """One epoch. The order is kept: stop? k steps, numbers, callbacks, checkpoint, done?"""
