@@ -563,6 +563,12 @@ def _callbacks_on_the_chief_alone():
         model = keras.Sequential([keras.Input((4,)), *layers])
         model.compile("sgd", "mse", metrics=["mae"])
 
+    class Own(kinds.Callback):
+        """Sets the learning rate by itself, which nobody can know before."""
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.optimizer.learning_rate = 0.01 / (epoch + 1)
+
     def trained(*callbacks):
         fit = {"batch_size": 4, "epochs": 3, "validation_data": (x, x[:, :1]), "verbose": 0}
         history = model.fit(x, x[:, :1], callbacks=list(callbacks) if chief else [], **fit)
@@ -588,6 +594,7 @@ def _callbacks_on_the_chief_alone():
             "plateau": kinds.ReduceLROnPlateau(),
             "restoring": kinds.EarlyStopping(restore_best_weights=True),
             "swap": kinds.SwapEMAWeights(),
+            "own": Own(),
         }
         for name, callback in refused.items():
             try:
@@ -605,6 +612,7 @@ def test_callbacks_on_the_chief_alone_work_or_are_refused_by_all():
         assert arrays["stops"] == 2  # the chief's decision stops both
         for name in ("steps", "backup", "schedule", "plateau", "restoring", "swap"):
             assert "Give it on all of them" in str(arrays[name]), name
+        assert "must train with the same learning rate" in str(arrays["own"])
     chief, other = workers
     assert {"1.keras", "log.csv", "train", "validation"} <= set(chief.arrays["files"])
     assert len(other.arrays["files"]) == 0

@@ -10,6 +10,7 @@ import contextlib
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfscale.cluster import pulse
@@ -88,6 +89,16 @@ class Loop(scorer.Scorer):
                     f"All workers must call fit alike. Received: {name} of {value} on worker "
                     f"{self.shard.worker}, and other numbers on others. Give all the same."
                 )
+
+    def _check_same_rate(self):
+        """Refuse to go on where the steps of an epoch had another learning rate on one worker."""
+        rate = self.progress.learning_rate
+        if self.differing(int(np.float32(rate).view(np.uint32)))[0]:
+            raise ValueError(
+                "All workers must train with the same learning rate. Received: "
+                f"{rate:g} on worker {self.shard.worker} in epoch {self.progress.epoch + 1}, and "
+                "another on others. A callback that sets it must do so on every worker."
+            )
 
     def _end(self, run):
         """Finish the weights, tell the callbacks, and wait for what is written."""
@@ -297,6 +308,7 @@ class Loop(scorer.Scorer):
         votes = [int(bool(self.model.stop_training)), preemption.vote()]
         if self.shard.num_workers > 1:
             votes = self.sums(*votes)
+            self._check_same_rate()
         run.stopped = run.stopped or votes[0] > 0
         self.model.stop_training = run.stopped
         return logs, preemption.exit_code(votes[1]) if run.saver.saves else 0

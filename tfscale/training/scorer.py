@@ -253,8 +253,9 @@ class Scorer:
 
     def sums(self, *numbers):
         """Sum whole numbers over all workers, each of which has to call this."""
-        sums = self._functions.agree(tf.constant(numbers, tf.int64)).numpy()
-        return [int(value) for value in sums]
+        rest = (0,) * (-len(numbers) % 8)  # few lengths, because each is traced
+        sums = self._functions.agree(tf.constant([*numbers, *rest], tf.int64)).numpy()
+        return [int(value) for value in sums[: len(numbers)]]
 
     def differing(self, *numbers):
         """Say of each of these whole numbers whether another worker has another one.
