@@ -341,3 +341,15 @@ def test_second_call_on_the_same_data_goes_on_in_their_order(
     assert found[0] == expected[0]
     for own, other in zip(found[1], expected[1], strict=True):
         np.testing.assert_array_equal(own, other)
+
+
+def test_order_that_may_not_come_again_is_warned_of(tmp_path, caplog):
+    fit = {"verbose": 0, "steps_per_execution": 1}
+    for data in (tf.data.Dataset.from_tensor_slices((X, Y)).batch(10), shuffled()):
+        begin_anew()
+        folder = tmp_path / str(id(data))
+        small_trainer(3, run_dir=folder).fit(data, **fit)
+        begin_anew()
+        assert "may get another order" not in caplog.text
+        small_trainer(3, run_dir=folder).fit(data, **fit)
+    assert caplog.text.count("may get another order") == 1

@@ -50,7 +50,12 @@ class Feed:
             exhausted: the iterator came to its end before the epoch did.
         """
 
-    reads_to_pass_over, passes_over_surely = False, True
+    reads_to_pass_over = False
+
+    @property
+    def passes_over_surely(self):
+        # What is read in advance may go into the next order of a shuffle that is repeated.
+        return self._data.reads_again()
 
     def pass_over(self, epoch):
         """Do to the data what the epochs before this one did, for a run that takes no step.
@@ -103,8 +108,7 @@ class PassFeed(Feed):
 
     @property
     def passes_over_surely(self):
-        # What is read in advance may go into the next order of a shuffle that is repeated.
-        return not self._source.endless or self._data.reads_again()
+        return not self._source.endless or super().passes_over_surely
 
     def pass_over(self, epoch):
         if not self._source.starts_anywhere:
@@ -180,6 +184,10 @@ class EpochFeed(Feed):
     @property
     def reads_to_pass_over(self):
         return self._source.replay_reads
+
+    @property
+    def passes_over_surely(self):
+        return True
 
     def pass_over(self, epoch):
         for before in range(self._first_epoch, epoch):

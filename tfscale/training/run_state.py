@@ -73,9 +73,9 @@ def take_over_end(loop, run, saved):
         pass_over()
     if not fed.passes_over_surely and loop.is_chief:
         logging.warning(
-            "A call of fit that had ended is not run again, and the next call on its data gets the "
-            "order behind it if that is sure. Received: a shuffle in front of repeat(). Leave "
-            "repeat() out if another call of fit reads these data."
+            "A call of fit that had ended is not run again. Received: a shuffle that is repeated, "
+            "so that another call on the same data may get another order than it would have got. "
+            "Shuffle with reshuffle_each_iteration=False, or make the data anew for that call."
         )
     random_state.restore(saved.facts["random"])
     loop.model.stop_training = saved.facts["stopped"]
