@@ -469,7 +469,7 @@ def on_another_worker(monkeypatch):
 def test_what_the_chief_alone_has_is_left_out_on_another_worker(monkeypatch, tmp_path):
     first, second, table = Pausing("loss"), Pausing("loss"), keras.callbacks.CSVLogger("log.csv")
     stopping = keras.callbacks.EarlyStopping("loss")
-    callbacks = [table, first, stopping, second]
+    callbacks = [table, first, stopping, second, Keeper(1)]
     callbacks_lib.prepare(callbacks, build().distribute_strategy, is_chief=True)
     keras.callbacks.CallbackList(callbacks, model=build())
     first.wait, second.wait, stopping.stopped_epoch = 1, 2, 3
@@ -486,7 +486,6 @@ def test_what_the_chief_alone_has_is_left_out_on_another_worker(monkeypatch, tmp
 @pytest.mark.parametrize(
     "needed",
     [
-        lambda: Keeper(1),
         lambda: keras.callbacks.ReduceLROnPlateau("loss"),
         lambda: keras.callbacks.EarlyStopping("loss", restore_best_weights=True),
     ],

@@ -68,7 +68,7 @@ def read(callbacks):
     for place, callback in enumerate(_counted(callbacks)):
         if not _has_state(callback):
             continue
-        is_on_all = _keeps_itself(callback) or callbacks_lib.is_needed_on_all(callback)
+        is_on_all = callbacks_lib.is_needed_on_all(callback)
         entry = {"place": place, "class": type(callback).__name__, _ON_ALL: is_on_all}
         writer = _Writer(callback, f"callbacks/{place}", arrays)
         entry["attributes"] = {
@@ -95,7 +95,7 @@ def check(callbacks, facts, source):
     """Refuse, on all workers, to go on with other callbacks than those that were saved.
 
     Each worker calls this in the scope of the strategy. The chief needs all that have saved state,
-    another worker those that the training needs on all, and those with `get_state`. Callbacks
+    another worker those that the training needs on all. Callbacks
     that were not there may be there now, behind those of their class.
 
     Args:
