@@ -57,6 +57,7 @@ def end(rank, code, seconds, lines=(), asked=False, beat=SILENT):
         ([end(0, -6, 1.0, ["terminate called"]), end(1, 1, 1.1, KILLED_PEER)], 0),
         ([end(0, 7, 1.0, ["UNAVAILABLE, a word in its output"]), end(1, 1, 1.2, OWN)], 0),
         ([end(1, 0, 1.0), end(0, 1, 2.0, KILLED_PEER)], 1),
+        ([end(0, 1, 1.0, KILLED_PEER), end(1, 0, 1.05)], 1),
         ([end(1, 0, 1.0), end(0, 1, 2.0, OWN)], 0),
         ([end(0, 1, 1.0, KILLED_PEER), end(1, 0, 2.0)], 0),
         ([end(1, 143, 1.0), end(0, 1, 2.0, KILLED_PEER)], 1),

@@ -41,6 +41,7 @@ _MAY_NOT_COME_AGAIN = re.compile(
     r"|must be able to listen on the port of its own address"
 )
 _NUM_SHOWN = 10
+_SAME_SECONDS = 0.2  # ends so close may have been seen in the other order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +170,7 @@ def cause(ends: list[End]) -> End | None:
     left = [
         end
         for end in ends
-        if end.code == 0 and not end.was_asked and end.seconds < _first(failures)
+        if end.code == 0 and not end.was_asked and end.seconds < _first(failures) + _SAME_SECONDS
     ]
     for group in (by_signal, own, requests, left if failures else [], failures):
         if group:
