@@ -343,6 +343,17 @@ def test_second_call_on_the_same_data_goes_on_in_their_order(
         np.testing.assert_array_equal(own, other)
 
 
+def test_data_that_were_left_unread_are_told_from_arrays(repaired):
+    """Arrays compare element by element, so only what is the same object counts."""
+    read, data = [], generated()
+    fits.leave_unread(data, lambda: read.append(1))
+    fits.read_what_was_left(X)
+    assert not read
+    fits.read_what_was_left(data)
+    fits.read_what_was_left(data)
+    assert read == [1]
+
+
 def test_order_that_may_not_come_again_is_warned_of(tmp_path, caplog):
     fit = {"verbose": 0, "steps_per_execution": 1}
     for data in (tf.data.Dataset.from_tensor_slices((X, Y)).batch(10), shuffled()):

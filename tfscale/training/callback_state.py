@@ -95,8 +95,8 @@ def check(callbacks, facts, source):
     """Refuse, on all workers, to go on with other callbacks than those that were saved.
 
     Each worker calls this in the scope of the strategy. The chief needs all that have saved state,
-    another worker those that the training needs on all. Callbacks
-    that were not there may be there now, behind those of their class.
+    another worker those that the training needs on all. Callbacks that were not there may be there
+    now, behind those of their class.
 
     Args:
         callbacks: the flat list in a `CallbackList`.

@@ -151,8 +151,9 @@ def read_what_was_left(given):
 
     Random states are what they were: finished calls have put back theirs.
     """
-    mine = [pass_over for data, pass_over in _unread if data() is given]
-    _unread[:] = [(data, p) for data, p in _unread if data() not in (None, given)]
+    living = [(data, pass_over) for data, pass_over in _unread if data() is not None]
+    mine = [pass_over for data, pass_over in living if data() is given]
+    _unread[:] = [(data, pass_over) for data, pass_over in living if data() is not given]
     if mine:
         before = random_state.read()
         for pass_over in mine:
