@@ -8,8 +8,8 @@ FIND_PYTHON := for python in python3.11 python3.12 python3.13 python3; do \
 	2>/dev/null && { echo "$$python"; break; }; done
 PYTHON ?= $(shell $(FIND_PYTHON))
 ARGS ?=
-# Two test files at a time: what a test waits for is mostly one core.
-PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+# Three test files at a time: a test that has started workers often waits.
+PYTEST = $(VENV)/bin/python -m pytest -n 3 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

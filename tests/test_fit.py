@@ -512,6 +512,7 @@ def test_workers_killed_at_a_moment_end_with_the_bits_of_the_undisturbed_run(tmp
 
 
 @pytest.mark.workers
+@pytest.mark.slow
 def test_evaluator_task_scores_every_checkpoint_as_the_workers_do(tmp_path):
     """The workers validate at each end of an epoch; the evaluator's scores there are the same."""
     addresses = [f"127.0.0.1:{port}" for port in ports.free_ports(3)]

@@ -1,6 +1,7 @@
 """The plan of the house: which way imports point, what loads TensorFlow, which private names."""
 
 import ast
+import functools
 import inspect
 import pathlib
 import subprocess
@@ -31,6 +32,8 @@ ROOMS = (
 NEIGHBOURS = {("fit", "evaluate"), ("search", "training")}
 PRIVATE_NAMES_LIVE_IN = (
     "strategy",
+    "training/callback_state",
+    "training/guards",
     "training/share",
     "training/seeds",
     "training/losses",
@@ -96,15 +99,10 @@ def wrong_arrows(source, name):
             yield f"{name} imports {imported}"
 
 
-def private_names(source, name):
-    """Private names of TensorFlow, Keras and others that a module uses.
-
-    A leading underscore may follow `self`, `cls`, a class or an object whose attributes of that
-    name this module itself defines: what is private to a module stays in it.
-    """
-    tree = ast.parse(source)
+def defined_names(tree):
+    """Names of functions, classes and attributes that a module itself defines."""
     own = {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-    own |= {
+    return own | {
         n.attr
         for n in ast.walk(tree)
         if isinstance(n, ast.Attribute)
@@ -112,6 +110,22 @@ def private_names(source, name):
         and isinstance(n.value, ast.Name)
         and n.value.id in ("self", "cls")
     }
+
+
+@functools.cache
+def names_of_the_package():
+    return {name for path in MODULES for name in defined_names(ast.parse(path.read_text()))}
+
+
+def private_names(source, name):
+    """Private names of TensorFlow, Keras and others that a module uses.
+
+    A leading underscore may follow a class or an object whose attributes of that name this module
+    itself defines, as what is private to a module stays in it; and `self` or `cls` where a class
+    of the package, not one of Keras that it is derived from, defines it.
+    """
+    tree = ast.parse(source)
+    own = defined_names(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             used = [alias.name for alias in node.names]
@@ -121,7 +135,8 @@ def private_names(source, name):
             used = [ast.unparse(node)]
             if node.attr.startswith("_") and not node.attr.startswith("__"):
                 by_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-                if not by_self and node.attr not in own and used[0] not in DOCUMENTED:
+                known = own | names_of_the_package() if by_self else own
+                if node.attr not in known and used[0] not in DOCUMENTED:
                     yield f"{name}:{node.lineno} {used[0]}"
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr"):
             if len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
@@ -177,6 +192,7 @@ def test_an_arrow_that_points_back_is_found(name, line):
         "def f(optimizer):\n    return optimizer._lr",
         "def f(strategy):\n    return getattr(strategy, '_extended')",
         "from numpy import _core",
+        "class A(Backup):\n    def f(self):\n        return self._weights_path",
     ],
 )
 def test_a_private_name_is_found(line):

@@ -215,6 +215,9 @@ class TestScriptForOneMachine:
         for worker in self.found()[0]:
             assert worker["default"] and worker["variable"] == "MirroredVariable"
 
+    def test_a_folder_that_another_worker_has_just_made_is_its_own_once(self):
+        assert all(worker["exists"] for worker in self.found()[0])
+
     def test_a_module_is_main_as_python_runs_it(self):
         for worker in self.found()[0]:
             assert worker["name"] == "__main__" and worker["seed"] == 4

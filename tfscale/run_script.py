@@ -235,7 +235,7 @@ def _make_folders_together():
 
         return make_or_share
 
-    os.makedirs, Path.mkdir = tolerant(os.makedirs), tolerant(Path.mkdir)
+    os.mkdir = tolerant(os.mkdir)  # which os.makedirs and Path.mkdir call
 
 
 def _run(target):

@@ -27,7 +27,7 @@ _FOLDER, _RANK = "TFSCALE_TEST_FOLDER", "TFSCALE_TEST_RANK"
 _POLL_SECONDS = 0.02
 _SETTLE_SECONDS = 2.0  # sockets and children may take a moment to go
 # pytest's own, and what importing TensorFlow sets.
-_ENVIRON_ALLOWED = ("PYTEST_", "TF2_", "TPU_", "ENABLE_RUNTIME_", "HDF5_PLUGIN_")
+_ENVIRON_ALLOWED = ("PYTEST_", "TF2_", "TPU_", "ENABLE_RUNTIME_", "HDF5_PLUGIN_", "KMP_")
 
 
 @dataclasses.dataclass(frozen=True)

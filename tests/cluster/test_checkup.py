@@ -171,8 +171,7 @@ def test_tasks_that_know_other_addresses_or_are_the_same_twice(tmp_path):
     assert any("worker 2 knows other addresses than the chief" in row for row in met)
     assert any("another task is worker 1 already" in row for row in met)
     assert "did not take it in: worker 2 knows other addresses" in other
-    [second] = [text for text in twice if "another task is worker 1 already" in text]
-    assert "a port in use" in second or "a port in use" in chief
+    assert sum("another task is worker 1 already" in text for text in twice) == 1
 
 
 def test_a_run_folder_that_is_not_shared(check, tmp_path):

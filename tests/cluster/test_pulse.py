@@ -9,6 +9,12 @@ import pytest
 
 from tfscale.cluster import pulse
 
+LEAVE = """import contextlib
+def leave(error):
+    with contextlib.suppress(error), pulse.letting_go():
+        raise error
+"""
+
 
 @pytest.fixture
 def heart():
@@ -65,12 +71,46 @@ def test_nothing_is_expected_of_a_worker_that_starts_or_rests(heart, phase):
 def test_others_are_missed_from_the_beginning_of_shared_work_to_its_end(heart):
     for code, alone in (
         ("pulse.beat(0, 'begin', alone=True); pulse.beat(1)", True),
-        ("pulse.beat(1); pulse.let_go()", True),
-        ("pulse.let_go(); pulse.beat(1, 'idle'); pulse.beat(1)", False),
-        ("pulse.let_go(); pulse.beat(1, 'begin'); pulse.beat(2)", False),
+        ("pulse.beat(1); leave(SystemExit)", True),
+        ("leave(SystemExit); pulse.beat(1, 'idle'); pulse.beat(1)", False),
+        ("leave(SystemExit); pulse.beat(1, 'begin'); pulse.beat(2)", False),
     ):
-        run_worker(heart, f"pulse.begin(); {code}")
+        run_worker(heart, f"{LEAVE}pulse.begin(); {code}")
         assert heart.read().alone == alone and heart.read().is_watched, code
+
+
+def test_nothing_is_expected_from_an_exception_that_was_caught_to_the_next_beat(heart):
+    for code, is_watched in (
+        ("pulse.beat(3); leave(ValueError)", False),
+        ("pulse.beat(3); leave(ValueError); pulse.promise_to_save()", False),
+        ("pulse.beat(3); leave(ValueError); pulse.beat(3, 'begin')", True),
+        ("pulse.beat(3); leave(KeyboardInterrupt)", True),
+    ):
+        run_worker(heart, f"{LEAVE}pulse.begin(); {code}")
+        assert heart.read().is_watched == is_watched, code
+        assert heart.read().place().startswith(" at step 3") and heart.read().has_begun
+
+
+def test_the_end_is_expected_of_one_whose_exception_nothing_caught(heart):
+    code = """
+pulse.begin(); pulse.beat(3)
+try:
+    with pulse.letting_go():
+        raise ValueError("a fault of the test")
+except ValueError as error:
+    sys.excepthook(type(error), error, error.__traceback__)
+"""
+    run_worker(heart, f"import sys\n{code}")
+    assert heart.read().failed and heart.read().is_watched and heart.read().alone
+
+
+@pytest.mark.parametrize(
+    ("phases", "trained"),
+    [(("begin", "idle"), False), (("begin", "evaluate", "save"), False), (("train", "idle"), True)],
+)
+def test_only_a_step_is_training(heart, phases, trained):
+    run_worker(heart, f"pulse.begin(); [pulse.beat(5, phase) for phase in {phases}]")
+    assert heart.read().trained == trained
 
 
 def test_a_process_that_nobody_launched_says_nothing(heart):

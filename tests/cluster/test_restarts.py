@@ -7,7 +7,8 @@ from tfscale.cluster.restarts import WINDOW_SECONDS, Places, Restarts
 
 FAILED = Outcome("failed", 1, ranks=(1,), began=True)
 NOT_STARTED = Outcome("failed", 1, ranks=(1,), began=False)
-ASKED = Outcome("restart", 143, ranks=(0,), began=True)
+ASKED = Outcome("restart", 143, ranks=(0,), began=True, trained=True)
+ASKED_AT_ONCE = Outcome("restart", 143, ranks=(0,), began=True)
 
 
 class Clock:
@@ -61,6 +62,17 @@ def test_a_worker_that_asks_for_a_restart_uses_none_up():
     assert restarts.pause_after(FAILED) == 8
     assert restarts.words(FAILED, 8.0).endswith("in 8 s (restart 1 of 1 within an hour)")
     assert restarts.pause_after(FAILED) is None
+
+
+def test_asking_for_a_restart_in_a_life_without_a_step_uses_one_up():
+    """Else a script that ends with 143 by itself would start again for ever."""
+    restarts = Restarts(2, Clock())
+    assert restarts.pause_after(ASKED_AT_ONCE) == 0
+    assert restarts.words(ASKED_AT_ONCE, 0.0).endswith("(restart 1 of 2 within an hour)")
+    assert restarts.pause_after(ASKED) == 1
+    assert restarts.words(ASKED, 1.0) == "all workers start again in 1 s"
+    assert [restarts.pause_after(ASKED_AT_ONCE) for _ in range(2)] == [2, None]
+    assert "gave up after 2 restarts" in restarts.words(ASKED_AT_ONCE, None)
 
 
 def test_without_bounds_the_places_stay():

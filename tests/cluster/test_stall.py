@@ -27,3 +27,12 @@ def test_nobody_is_quiet_who_is_not_expected_to_beat():
     idle = [dataclasses.replace(TRAINS, phase=phase) for phase in RESTING]
     for now in range(10):
         assert quiet.look(idle, float(now)) == 0.0
+
+
+def test_nobody_is_quiet_whose_script_has_caught_an_exception():
+    quiet = Quiet()
+    caught = dataclasses.replace(TRAINS, let_go=True)
+    for now in range(10):
+        assert quiet.look([caught], float(now)) == 0.0
+    assert quiet.look([caught, TRAINS], 10.0) == 0.0
+    assert quiet.look([caught, TRAINS], 11.0) == 1.0  # the other waits for it

@@ -612,6 +612,7 @@ class TestSignals:
         if life == 3:
             leave_well()
         pulse.promise_to_save()
+        pulse.beat(life)
         mark("here")
         if rank == 1:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -637,6 +638,11 @@ class TestSignals:
         """
         code, shown, told = run(code, max_restarts=1)
         assert code == 0 and "worker 1 was asked to leave and did" in told
+
+    def test_a_script_that_always_ends_so_by_itself_uses_up_the_restarts(self, run):
+        code, shown, told = run("pulse.beat(life, 'begin'); sys.exit(143)", 1, max_restarts=2)
+        assert code == 143 and "all workers start again in 1 s (restart 2 of 2" in told
+        assert "gave up after 2 restarts" in told
 
     def test_without_restarts_it_leaves_as_its_worker_did(self, run):
         code, shown, _ = run("print('life', life); sys.exit(143)", 1)

@@ -30,6 +30,16 @@ FROZEN_PEER = traceback(
     "are unhealthy (stopped sending heartbeats):",
 )
 OWN = traceback("ValueError: a bad batch")
+LABELS = traceback(
+    "tensorflow.python.framework.errors_impl.InvalidArgumentError: Graph execution error:",
+    "",
+    "Detected at node compute_loss defined at (most recent call last):",
+    '  File "script.py", line 9, in <module>',
+    "",
+    "Received a label value of 12 which is outside the valid range of [0, 10).",
+    "Label values: 3 12 4",
+    "\t [[{{node compute_loss}}]] [Op:__inference_train_steps_1]",
+)
 
 
 def end(rank, code, seconds, lines=(), asked=False, beat=SILENT):
@@ -47,6 +57,7 @@ def end(rank, code, seconds, lines=(), asked=False, beat=SILENT):
         ([end(0, -6, 1.0, ["terminate called"]), end(1, 1, 1.1, KILLED_PEER)], 0),
         ([end(0, 7, 1.0, ["UNAVAILABLE, a word in its output"]), end(1, 1, 1.2, OWN)], 0),
         ([end(1, 0, 1.0), end(0, 1, 2.0, KILLED_PEER)], 1),
+        ([end(0, 1, 1.0, KILLED_PEER), end(1, 0, 1.05)], 1),
         ([end(1, 0, 1.0), end(0, 1, 2.0, OWN)], 0),
         ([end(0, 1, 1.0, KILLED_PEER), end(1, 0, 2.0)], 0),
         ([end(1, 143, 1.0), end(0, 1, 2.0, KILLED_PEER)], 1),
@@ -100,6 +111,13 @@ def test_report_of_an_exception_has_its_last_line():
     assert told.endswith("; all of it: logs/worker-0.log. Its last lines:")
 
 
+def test_report_of_an_error_in_a_graph_says_what_went_wrong_there():
+    assert end(0, 1, 1.0, LABELS).reason() == (
+        "exit code 1, tensorflow.python.framework.errors_impl.InvalidArgumentError: Received a "
+        "label value of 12 which is outside the valid range of [0, 10)"
+    )
+
+
 def test_report_of_a_worker_that_left_too_early_names_who_lost_it():
     ends = [end(1, 0, 1.0, ["done"]), end(0, 1, 2.0, KILLED_PEER)]
     told = verdict.report(verdict.cause(ends), ends)
@@ -130,6 +148,8 @@ def test_after_a_second_signal_all_may_be_killed():
 
 
 BAD_LOSS = "The loss of a step must be finite, and its weights finite. Received: loss nan"
+OTHER_MODEL = "A checkpoint must be of the same model, optimizer and metrics. Received: ..."
+OTHER_CALLBACKS = "A run must go on with the callbacks that it was saved with. Received: ..."
 OTHER_BITS = "Weights, optimizer and seeds must be the same bits on all replicas. Received: ..."
 
 
@@ -140,6 +160,8 @@ OTHER_BITS = "Weights, optimizer and seeds must be the same bits on all replicas
         (1, ["error: The disk must have room for the run. Received: ..."], "next checkpoint"),
         (1, traceback(f"tfscale.training.health.BadNumbers: {BAD_LOSS}"), "same loss again"),
         (2, [f"error: {BAD_LOSS}"], "same loss again"),
+        (1, traceback(f"ValueError: {OTHER_MODEL}"), "same checkpoint would be refused"),
+        (1, traceback(f"ValueError: {OTHER_CALLBACKS}"), "same checkpoint would be refused"),
         (2, ["error: `epochs` must be at least 0."], "exit code 2"),
         (1, traceback(f"tfscale.training.health.BadNumbers: {OTHER_BITS}"), ""),
         (2, [f"error: {OTHER_BITS}"], ""),

@@ -19,6 +19,12 @@ arguments = parser.parse_args()
 rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 found = {"seed": arguments.seed, "argv0": sys.argv[0], "path": sys.path[0], "name": __name__}
 
+os.mkdir(os.path.join(arguments.folder, "of_all"))  # as where nobody has made it yet
+try:
+    os.mkdir(os.path.join(arguments.folder, "of_all"))
+except FileExistsError:
+    found["exists"] = True
+
 strategy = tf.distribute.get_strategy()
 found["default"] = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 with strategy.scope():

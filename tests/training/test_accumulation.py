@@ -53,6 +53,7 @@ def test_a_single_replica_of_the_mirrored_strategy_accumulates():
 
 
 @pytest.mark.workers
+@pytest.mark.slow  # the equality table has two of them
 @pytest.mark.parametrize("case", ON_TWO_WORKERS)
 def test_two_workers_accumulate_as_keras_on_one_device(case):
     for result in on_workers(2):
@@ -62,6 +63,7 @@ def test_two_workers_accumulate_as_keras_on_one_device(case):
 
 
 @pytest.mark.workers
+@pytest.mark.slow
 def test_a_single_worker_of_the_multiworker_strategy_accumulates():
     arrays = on_workers(1)[0].arrays
     own = {name.removeprefix("adam_2|"): array for name, array in arrays.items()}

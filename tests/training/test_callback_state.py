@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfscale import testing
 from tfscale.data.shards import Shard
 from tfscale.training import callback_state
 from tfscale.training import callbacks as callbacks_lib
@@ -439,7 +440,7 @@ def test_what_is_for_the_chief_alone_is_not_done_elsewhere(
     keras.callbacks.CallbackList([table, counter, keeper], model=build())
     facts, _ = callback_state.read([table])
     (tmp_path / "log.csv").write_text("of the chief")
-    monkeypatch.setattr(callback_state, "shard_of", lambda strategy: Shard(1, 2, 1))
+    on_another_worker(monkeypatch)
     callback_state.before([table], facts, Progress().to_save())
     callback_state.read([table, counter])
     callback_state.check([table, keeper], facts, "step-1")
@@ -459,16 +460,127 @@ def test_places_do_not_count_what_only_the_chief_has():
     assert restored.state == 5
 
 
+def on_another_worker(monkeypatch):
+    """From here on this process is not the chief, and the others lack nothing."""
+    monkeypatch.setattr(callback_state, "shard_of", lambda strategy: Shard(1, 2, 1))
+    monkeypatch.setattr(callback_state, "sum_over_workers", lambda strategy, values: values)
+
+
+def test_what_the_chief_alone_has_is_left_out_on_another_worker(monkeypatch, tmp_path):
+    first, second, table = Pausing("loss"), Pausing("loss"), keras.callbacks.CSVLogger("log.csv")
+    stopping = keras.callbacks.EarlyStopping("loss")
+    callbacks = [table, first, stopping, second, Keeper(1)]
+    callbacks_lib.prepare(callbacks, build().distribute_strategy, is_chief=True)
+    keras.callbacks.CallbackList(callbacks, model=build())
+    first.wait, second.wait, stopping.stopped_epoch = 1, 2, 3
+    facts, arrays = callback_state.read(callbacks)
+    on_another_worker(monkeypatch)
+    mine, model = [Plain(), Pausing("loss"), Pausing("loss")], build()
+    model.stop_training = False
+    callback_state.check(mine, facts, "step-7")
+    callback_state.restore(mine, facts, arrays, model)
+    assert [mine[1].wait, mine[2].wait] == [1, 2]
+    assert model.stop_training  # the chief's callback had said so, and all go by it
+
+
+@pytest.mark.parametrize(
+    "needed",
+    [
+        lambda: keras.callbacks.ReduceLROnPlateau("loss"),
+        lambda: keras.callbacks.EarlyStopping("loss", restore_best_weights=True),
+    ],
+)
+def test_what_all_need_is_refused_on_another_worker_that_lacks_it(needed, monkeypatch):
+    callbacks = [needed(), needed()]
+    callbacks_lib.prepare(callbacks, build().distribute_strategy, is_chief=True)
+    keras.callbacks.CallbackList(callbacks, model=build())
+    facts, _ = callback_state.read(callbacks)
+    on_another_worker(monkeypatch)
+    callback_state.check([Plain(), *callbacks], facts, "step-7")
+    with pytest.raises(ValueError, match="A run must go on with the callbacks"):
+        callback_state.check([callbacks[1], Plain()], facts, "step-7")
+    monkeypatch.setattr(callback_state, "sum_over_workers", lambda strategy, values: [1])
+    with pytest.raises(ValueError, match="and 1 other worker.* lack some of them"):
+        callback_state.check(callbacks, facts, "step-7")
+
+
+def _going_on_with_callbacks_on_the_chief_alone(folder):
+    """A fit that fails on both workers in its third epoch, and goes on; then one that must not."""
+    import contextlib
+    import pathlib
+
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import tfscale
+    from tfscale import testing
+    from tfscale.training import fits
+
+    tfscale.enable_keras_fit()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    chief = tfscale.is_chief()
+    folder = pathlib.Path(folder)
+    x = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+
+    class Fail(keras.callbacks.Callback):
+        def __init__(self, epoch):
+            super().__init__()
+            self.epoch, self.seen = epoch, []
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seen.append(epoch)
+            if epoch == self.epoch:
+                raise InterruptedError
+
+    def trained(number, *callbacks):
+        for fails in (Fail(2), Fail(None)):
+            fits.begin_script(fits.Fits(folder / number))  # as another life does
+            keras.utils.set_random_seed(1)
+            with strategy.scope():
+                model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+                model.compile("sgd", "mse")
+            given = {"epochs": 4, "verbose": 0, "callbacks": [fails, *callbacks]}
+            with contextlib.suppress(InterruptedError):
+                model.fit(x, x[:, :1], 8, **given)
+        return fails.seen
+
+    stopping = keras.callbacks.EarlyStopping("loss", patience=5)
+    alone = [
+        keras.callbacks.CSVLogger(folder / "log.csv"),
+        keras.callbacks.EarlyStopping("loss", patience=9),
+    ]
+    epochs = trained("1", *(alone if chief else []), stopping)
+    rows = (folder / "log.csv").read_text().split() if chief else []
+    refused = ""
+    two = [keras.callbacks.ReduceLROnPlateau("loss") for _ in range(2)]
+    try:
+        trained("2", *(two if chief else two[:1]))
+    except ValueError as error:
+        refused = str(error)
+    testing.collect(epochs=epochs, rows=len(rows), refused=refused)
+
+
+@pytest.mark.workers
+def test_a_run_goes_on_with_callbacks_on_the_chief_alone_or_is_refused_by_all(tmp_path):
+    workers = testing.run_workers(_going_on_with_callbacks_on_the_chief_alone, 2, args=[tmp_path])
+    for worker in workers:
+        assert worker.arrays["epochs"].tolist() == [2, 3]
+        assert "A run must go on with the callbacks" in str(worker.arrays["refused"])
+    assert workers[0].arrays["rows"] == 1 + 4
+    assert "1 other worker(s) that lack some" in str(workers[0].arrays["refused"])
+
+
 def test_other_callbacks_than_those_saved_are_refused(caplog):
     stopping, plateau = keras.callbacks.EarlyStopping(), keras.callbacks.ReduceLROnPlateau()
     plain, keeper = Plain(), Keeper()
     keras.callbacks.CallbackList([stopping, plateau, plain, keeper], model=build())
     facts, _ = callback_state.read([stopping, plain, plateau])
-    for others in ([], [stopping], [stopping, plateau, plain], [keeper, plain, plateau]):
+    for others in ([], [stopping], [keeper, plain, plateau]):
         with pytest.raises(ValueError, match="Received: .* runs/checkpoints/step-7 with the state"):
             callback_state.check(others, facts, "runs/checkpoints/step-7")
     callback_state.check([stopping, plain, plateau, plain], facts, "step-7")
-    callback_state.check([stopping, keras.callbacks.TerminateOnNaN(), plateau], facts, "step-7")
+    callback_state.check([plateau, keras.callbacks.TerminateOnNaN(), stopping], facts, "step-7")
     assert not caplog.text
     callback_state.check([stopping, plain, plateau, keeper], facts, "step-7")
     assert "Not in step-7, so these callbacks start anew: Keeper." in caplog.text

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfscale
 from tfscale.strategy import make_strategy
 from tfscale.training import checkpoint as checkpoint_lib
 from tfscale.training import fits
@@ -47,7 +48,9 @@ def begin_anew():
 
 def small_trainer(seed, **options):
     keras.utils.set_random_seed(seed)
-    with make_strategy("onedevice").scope():
+    within = tf.distribute.has_strategy()  # another's `fit`
+    strategy = tf.distribute.get_strategy() if within else make_strategy("onedevice")
+    with strategy.scope():
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
         model.compile(keras.optimizers.Adam(0.01), "mse")
     return Trainer(model, **options)
@@ -148,10 +151,44 @@ def test_trainers_of_one_folder_count_together(tmp_path):
 
 
 def test_call_that_was_interrupted_keeps_its_number_in_this_process(tmp_path):
-    with pytest.raises(Interrupted):
-        small_trainer(3, run_dir=tmp_path).fit(X, Y, callbacks=[After(5, fail)], **SMALL)
     again, whole = small_trainer(3, run_dir=tmp_path), small_trainer(3)
+    with pytest.raises(Interrupted):
+        again.fit(X, Y, callbacks=[After(5, fail)], **SMALL)
     assert again.fit(X, Y, **SMALL).history == whole.fit(X, Y, **SMALL).history
+    assert os.listdir(tmp_path / "fits") == ["1"]
+
+
+def test_call_behind_one_that_failed_is_another_one_for_another_model(tmp_path):
+    """As where a search prunes a trial by an exception and goes on with the next."""
+    for _ in range(2):
+        begin_anew()
+        with pytest.raises(Interrupted):
+            small_trainer(3, run_dir=tmp_path).fit(X, Y, callbacks=[After(5, fail)], **SMALL)
+        found = small_trainer(4, run_dir=tmp_path).fit(X, Y, **SMALL)
+        assert found.history == small_trainer(4).fit(X, Y, **SMALL).history
+    assert sorted(os.listdir(tmp_path / "fits")) == ["1", "2"]
+
+
+def test_call_within_another_belongs_to_it(tmp_path):
+    """As a probe that a callback trains; its checkpoints would stand among the other's."""
+
+    class Probe(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            found = small_trainer(epoch, run_dir=tmp_path).fit(X, Y, **SMALL)
+            probes.append((epoch, found.history["loss"]))
+
+    def program(action):
+        begin_anew()
+        trainer = small_trainer(3, run_dir=tmp_path)
+        probe = Probe()
+        return trainer.fit(X, Y, epochs=3, callbacks=[probe, After(12, action)], **SMALL).history
+
+    probes = []
+    with pytest.raises(Interrupted):
+        program(fail)
+    program(lambda: None)
+    assert [epoch for epoch, _ in probes] == [0, 1, 2]
+    assert probes[1][1] == small_trainer(1).fit(X, Y, **SMALL).history["loss"]
     assert os.listdir(tmp_path / "fits") == ["1"]
 
 
@@ -219,6 +256,7 @@ def test_data_that_are_drawn_anew_are_warned_of_within_an_epoch(tmp_path, caplog
         data = data.map(lambda x, y: (x + tf.random.uniform([]), y))
 
     def trained(steps):
+        begin_anew()
         with make_strategy("onedevice").scope():
             model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
             model.compile("adam", "mse")
@@ -230,3 +268,99 @@ def test_data_that_are_drawn_anew_are_warned_of_within_an_epoch(tmp_path, caplog
     assert "drawn anew" not in caplog.text
     trained(100)
     assert "drawn anew; those of this epoch's first 3 steps are left out" in caplog.text
+
+
+class Shuffled(keras.utils.PyDataset):
+    """Batches in an order that it draws itself, behind each epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.order, self.generator = np.arange(80), np.random.RandomState(0)
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        chosen = self.order[10 * index : 10 * index + 10]
+        return X[chosen], Y[chosen]
+
+    def on_epoch_end(self):
+        self.generator.shuffle(self.order)
+
+
+def generated():
+    generator = np.random.RandomState(3)
+    while True:
+        chosen = generator.randint(0, 80, 10)
+        yield X[chosen], Y[chosen]
+
+
+def shuffled():
+    return tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(80, seed=5).batch(10)
+
+
+@pytest.fixture
+def repaired():
+    tfscale.enable_keras_fit()
+    yield
+    tfscale.disable_keras_fit()
+    fits.begin_script(None)
+
+
+@pytest.mark.parametrize(
+    ("make_data", "options", "interrupted"),
+    [
+        (shuffled, {}, 11),
+        (shuffled, {"steps_per_epoch": 6}, 7),
+        (Shuffled, {}, 11),
+        (generated, {"steps_per_epoch": 8}, 11),
+    ],
+    ids=["dataset", "steps", "py_dataset", "generator"],
+)
+def test_second_call_on_the_same_data_goes_on_in_their_order(
+    tmp_path, repaired, make_data, options, interrupted
+):
+    """A call that had ended is not run again, but the next gets the batches behind its own."""
+
+    def program(folder, steps=10**6):
+        fits.begin_script(fits.Fits(folder))
+        keras.utils.set_random_seed(3)
+        with make_strategy("mirrored", 2).scope():
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+            model.compile(keras.optimizers.SGD(0.05), "mse", steps_per_execution=1)
+        data = make_data()
+        model.fit(data, epochs=2, verbose=0, **options)
+        callbacks = [After(steps, fail)]
+        history = model.fit(data, epochs=2, verbose=0, callbacks=callbacks, **options).history
+        return history, model.get_weights()
+
+    expected = program(tmp_path / "undisturbed")
+    with pytest.raises(Interrupted):
+        program(tmp_path / "run", interrupted)
+    found = program(tmp_path / "run")
+    assert found[0] == expected[0]
+    for own, other in zip(found[1], expected[1], strict=True):
+        np.testing.assert_array_equal(own, other)
+
+
+def test_data_that_were_left_unread_are_told_from_arrays(repaired):
+    """Arrays compare element by element, so only what is the same object counts."""
+    read, data = [], generated()
+    fits.leave_unread(data, lambda: read.append(1))
+    fits.read_what_was_left(X)
+    assert not read
+    fits.read_what_was_left(data)
+    fits.read_what_was_left(data)
+    assert read == [1]
+
+
+def test_order_that_may_not_come_again_is_warned_of(tmp_path, caplog):
+    fit = {"verbose": 0, "steps_per_execution": 1}
+    for data in (tf.data.Dataset.from_tensor_slices((X, Y)).batch(10), shuffled()):
+        begin_anew()
+        folder = tmp_path / str(id(data))
+        small_trainer(3, run_dir=folder).fit(data, **fit)
+        begin_anew()
+        assert "may get another order" not in caplog.text
+        small_trainer(3, run_dir=folder).fit(data, **fit)
+    assert caplog.text.count("may get another order") == 1

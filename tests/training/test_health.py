@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfscale
 from tfscale import testing
 from tfscale.config import RunConfig
 from tfscale.data import batches
@@ -19,7 +20,7 @@ from tfscale.data.shards import Shard
 from tfscale.monitor import run_log
 from tfscale.strategy import make_strategy
 from tfscale.training import checkpoint as checkpoint_lib
-from tfscale.training import health, progress, weight_sums
+from tfscale.training import fits, health, progress, weight_sums
 from tfscale.training.checkpoint import Checkpoints
 from tfscale.training.trainer import Trainer
 
@@ -398,6 +399,34 @@ class TestRollback:
                 on_bad_loss="rollback",
             )  # fmt: skip
         assert not Checkpoints(tmp_path).steps()
+
+    def test_is_refused_in_a_repaired_fit_too(self, tmp_path):
+        data = tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(40, seed=1).batch(BATCH)
+        with make_strategy("mirrored", 2).scope():
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+            model.compile("sgd", "mse")
+        tfscale.enable_keras_fit(on_bad_loss="rollback")
+        fits.begin_script(fits.Fits(tmp_path))
+        try:
+            for changing in (data.map(lambda x, y: (x, y)).prefetch(2), Drawn(workers=0)):
+                with pytest.raises(ValueError, match="in another order each time"):
+                    model.fit(changing, verbose=0)
+        finally:
+            fits.begin_script(None)
+            tfscale.disable_keras_fit()
+
+
+class Drawn(keras.utils.PyDataset):
+    """One batch, and code at the end of an epoch, which may draw another order."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return X[:BATCH], Y[:BATCH]
+
+    def on_epoch_end(self):
+        pass
 
 
 class TestArguments:

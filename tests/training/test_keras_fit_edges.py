@@ -4,6 +4,7 @@ import gc
 import weakref
 
 import keras
+import keras_fit_cases
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -234,11 +235,37 @@ def test_a_model_is_freed():
     assert alive() is None
 
 
+def test_optimizers_numbers_are_numbers():
+    with make_strategy("mirrored", 2).scope():
+        optimizer = keras.optimizers.SGD(0.25)
+    assert float(optimizer.learning_rate) == 0.25
+    assert int(optimizer.iterations) == 0
+    assert float(keras.Variable(2.5)) == 2.5
+    with pytest.raises(TypeError):
+        float(keras.Variable([1.0, 2.0]))
+
+
+def test_calling_it_again_changes_only_what_is_given():
+    """A launched script may call it as well, as the documentation says, and flags still count."""
+    tfscale.disable_keras_fit()
+    tfscale.enable_keras_fit(on_bad_loss="skip")
+    tfscale.enable_keras_fit()
+    x = np.where(np.arange(12)[:, None] == 7, np.nan, keras_fit_cases.X[:12])
+    model = keras_fit_cases.dense(make_strategy("mirrored", 2).scope)
+    model.fit(x, keras_fit_cases.Y[:12], batch_size=4, verbose=0)
+    assert np.isfinite(model.get_weights()[0]).all()
+    tfscale.enable_keras_fit(on_bad_loss="")
+    model.fit(x, keras_fit_cases.Y[:12], batch_size=4, verbose=0)
+    assert not np.isfinite(model.get_weights()[0]).all()
+    tfscale.disable_keras_fit()
+
+
 def test_undone_means_that_all_is_keras_own():
     tfscale.disable_keras_fit()
     assert not {"fit", "evaluate", "predict"} & set(vars(keras.Model))
     for place, name, own, _ in replica.REPLACED:
         assert getattr(place, name) is own
+    assert not {"__int__", "__float__"} & set(vars(keras.Variable))
     tfscale.enable_keras_fit()
     assert "fit" in vars(keras.Model)
 
@@ -536,6 +563,12 @@ def _callbacks_on_the_chief_alone():
         model = keras.Sequential([keras.Input((4,)), *layers])
         model.compile("sgd", "mse", metrics=["mae"])
 
+    class Own(kinds.Callback):
+        """Sets the learning rate by itself, which nobody can know before."""
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.optimizer.learning_rate = 0.01 / (epoch + 1)
+
     def trained(*callbacks):
         fit = {"batch_size": 4, "epochs": 3, "validation_data": (x, x[:, :1]), "verbose": 0}
         history = model.fit(x, x[:, :1], callbacks=list(callbacks) if chief else [], **fit)
@@ -561,6 +594,7 @@ def _callbacks_on_the_chief_alone():
             "plateau": kinds.ReduceLROnPlateau(),
             "restoring": kinds.EarlyStopping(restore_best_weights=True),
             "swap": kinds.SwapEMAWeights(),
+            "own": Own(),
         }
         for name, callback in refused.items():
             try:
@@ -578,6 +612,7 @@ def test_callbacks_on_the_chief_alone_work_or_are_refused_by_all():
         assert arrays["stops"] == 2  # the chief's decision stops both
         for name in ("steps", "backup", "schedule", "plateau", "restoring", "swap"):
             assert "Give it on all of them" in str(arrays[name]), name
+        assert "must train with the same learning rate" in str(arrays["own"])
     chief, other = workers
     assert {"1.keras", "log.csv", "train", "validation"} <= set(chief.arrays["files"])
     assert len(other.arrays["files"]) == 0

@@ -36,6 +36,18 @@ def test_a_linear_problem_is_solved():
     assert trainer.evaluate(X, Y)["mae"] < 1e-3
 
 
+def test_a_model_that_was_made_without_a_strategy_trains():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    expected = keras.models.clone_model(model)
+    expected.set_weights(model.get_weights())
+    expected.compile(keras.optimizers.Adam(0.1), "mse")
+    Trainer(model).fit(X, Y, global_batch_size=20, epochs=2, shuffle=False, verbose=0)
+    expected.fit(X, Y, batch_size=20, epochs=2, shuffle=False, verbose=0)
+    for own, other in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(own, other, atol=1e-6)
+
+
 def test_metrics_count_every_example_once():
     trainer = linear_trainer("mirrored")
     scores = trainer.evaluate(X[:37], Y[:37], global_batch_size=16)

@@ -34,7 +34,8 @@ class Outcome:
         code: the exit code of a run that ends here.
         report: what a user is told; "" for "done".
         ranks: of the workers that were the cause.
-        began: whether any worker has trained.
+        began: whether any worker has come farther than to the beginning of its first work.
+        trained: whether any worker has taken a step of training.
         comes_again: why another life would fail as this one, such as on a full disk; "" where it
             may not.
     """
@@ -45,6 +46,7 @@ class Outcome:
     ranks: tuple[int, ...] = ()
     began: bool = False
     comes_again: str = ""
+    trained: bool = False
 
 
 class Life:
@@ -226,7 +228,7 @@ class Life:
     def _outcome(self) -> Outcome:
         """Judge a life that is over."""
         beats = [worker.pulse.read() for worker in self._workers]
-        began = any(beat.has_trained for beat in beats)
+        began = any(beat.has_begun for beat in beats)
         ends = self._ends()
         cause = verdict.cause(ends)
         report = verdict.report(cause, ends, self._sees_all) if cause else ""
@@ -242,7 +244,10 @@ class Life:
         if cause is None:
             return Outcome("done")
         if cause.asks_for_restart:
-            return Outcome("restart", cause.exit_code, report, (cause.rank,), began)
+            trained = any(beat.trained for beat in beats)
+            return Outcome(
+                "restart", cause.exit_code, report, (cause.rank,), began, trained=trained
+            )
         code = cause.exit_code or next(e.exit_code for e in ends if e.is_failure)
         blamed = () if cause.lost_a_peer else (cause.rank,)
         return Outcome("failed", code, report, blamed, began, cause.comes_again)

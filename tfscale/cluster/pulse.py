@@ -15,15 +15,17 @@ import struct
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 VARIABLE = "TFSCALE_PULSE"
 STACKS_SIGNAL = signal.SIGUSR2
 RESTING = ("start", "meet", "idle", "done")  # phases in which no progress is expected
+_NO_TRAINING = (*RESTING, "begin", "evaluate", "predict", "save")  # in which no step is taken
 
 # Number of the record, beats, process, flags, step, epoch, time, phase, and the number again:
 # where both numbers agree, all between them was written together.
 _RECORD = struct.Struct("=QQqQqqd16sQ")
-_ANSWERS, _SAVES, _FAILED, _TOLD, _ALONE = 1, 2, 4, 8, 16
+_ANSWERS, _SAVES, _FAILED, _TOLD, _ALONE, _LET_GO, _TRAINED = 1, 2, 4, 8, 16, 32, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Beat:
             or a word of the script's own.
         told: whether a signal has told it to leave; the others leave with it.
         alone: whether what it does needs no other worker.
+        let_go: whether an exception has ended its work, and it has not begun any since.
+        trained: whether it has taken a step of training in this life.
     """
 
     number: int
@@ -56,16 +60,18 @@ class Beat:
     phase: str
     told: bool = False
     alone: bool = False
+    let_go: bool = False
+    trained: bool = False
 
     @property
     def is_watched(self) -> bool:
         """Whether the worker said that it is in the middle of work that goes on step by step."""
-        return self.number > 0 and self.phase not in RESTING
+        return self.number > 0 and self.phase not in RESTING and not self.let_go
 
     @property
-    def has_trained(self) -> bool:
+    def has_begun(self) -> bool:
         """Whether the worker has come farther than to the beginning of its first work."""
-        return self.step > 0 or (self.is_watched and self.phase != "begin")
+        return self.step > 0 or (self.number > 0 and self.phase not in (*RESTING, "begin"))
 
     @property
     def has_come(self) -> bool:
@@ -103,11 +109,12 @@ class Pulse:
             if first == last:
                 break
         name = phase.rstrip(b"\0").decode("ascii", "replace")
-        answers, saves, failed, told, alone = (
-            bool(flags & flag) for flag in (_ANSWERS, _SAVES, _FAILED, _TOLD, _ALONE)
+        answers, saves, failed, *others = (
+            bool(flags & flag)
+            for flag in (_ANSWERS, _SAVES, _FAILED, _TOLD, _ALONE, _LET_GO, _TRAINED)
         )
         step = step if number else -1
-        return Beat(number, pid, answers, saves, failed, step, epoch, at, name, told, alone)
+        return Beat(number, pid, answers, saves, failed, step, epoch, at, name, *others)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -151,7 +158,8 @@ def begin() -> None:
     def show_and_tell(*error):
         show(*error)
         sys.stderr.flush()
-        _set_flag(_FAILED, True)
+        _own.flags &= ~_LET_GO  # nothing has caught it, so this process must come to its end
+        _set_flag(_FAILED | _ALONE, True)
 
     sys.excepthook = show_and_tell
     _write()
@@ -177,19 +185,29 @@ def beat(step: int, phase: str = "train", epoch: int = -1, alone: bool = False) 
         return
     _own.number += 1
     _own.step, _own.epoch, _own.phase = step, epoch, phase.encode("ascii", "replace")
+    _own.flags &= ~_LET_GO
     if alone:
         _own.flags |= _ALONE
     elif phase in (*RESTING, "begin"):
         _own.flags &= ~_ALONE
+    if phase not in _NO_TRAINING:
+        _own.flags |= _TRAINED
     _write()
 
 
-def let_go() -> None:
-    """Say that work has ended, maybe with an exception, so that no other worker is missed by it.
+@contextlib.contextmanager
+def letting_go() -> Iterator[None]:
+    """Inside is work that an exception may end, which a script may catch to do other things.
 
-    Step and phase stay, for a report.
+    From then to the next beat nothing is expected of this worker. After one that asks to leave,
+    such as SystemExit, its end is, but no other worker is missed by it. Step and phase stay, for
+    a report.
     """
-    _set_flag(_ALONE, True)
+    try:
+        yield
+    except BaseException as error:
+        _set_flag(_LET_GO if isinstance(error, Exception) else _ALONE, True)
+        raise
 
 
 def beat_done() -> None:

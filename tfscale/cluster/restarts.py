@@ -33,8 +33,9 @@ class Restarts:
     def pause_after(self, outcome: Outcome) -> float | None:
         """Return the seconds until the next life; None if there is none.
 
-        A worker that asks for a restart, with exit code 143, does not use up a restart. A failure
-        that would come again is not followed by one.
+        A worker that asks for a restart, with exit code 143, does not use one up if any worker
+        has taken a step in that life; one that asks in each life would never end else. A failure
+        that would come again is not followed by a restart.
         """
         now = self._clock()
         recent = now - WINDOW_SECONDS
@@ -42,7 +43,7 @@ class Restarts:
         self._failures = [moment for moment in self._failures if moment > recent]
         if self._max_restarts == 0 or outcome.comes_again:
             return None
-        if outcome.kind == "failed":
+        if _counts(outcome):
             if len(self._failures) >= self._max_restarts:
                 return None
             self._failures.append(now)
@@ -61,12 +62,17 @@ class Restarts:
                 "--max_restarts allows."
             )
         when = f"in {pause:g} s" if pause else "now"
-        if outcome.kind == "restart":
+        if not _counts(outcome):
             return f"{starting} again {when}"
         return (
             f"{starting} again {when} (restart {len(self._failures)} of "
             f"{self._max_restarts} within an hour)"
         )
+
+
+def _counts(outcome: Outcome) -> bool:
+    """Say whether a life that ended so uses up a restart."""
+    return outcome.kind == "failed" or not outcome.trained
 
 
 class Places:

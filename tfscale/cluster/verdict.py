@@ -23,12 +23,16 @@ _PEER_IS_GONE = re.compile(
 )
 _MISSED = re.compile(r"Start the missing workers with the same addresses")  # of `rendezvous`
 _REFUSED = 2  # exit code for what cannot be run as it was typed
+_REFUSED_AGAIN = "the same checkpoint would be refused again"
 # Errors that another life would end with as well, and why. The first two are of a disk that takes
-# no checkpoint, as `saver` and the command line say it, the third is of `health`.
+# no checkpoint, as `saver` and the command line say it, the third is of `health`, the others are of
+# `state` and `callback_state`.
 _COMES_AGAIN = (
     (re.compile(r"could not write the checkpoint"), "it would fail again at its next checkpoint"),
     (re.compile(r"The disk must have room for"), "it would fail again at its next checkpoint"),
     (re.compile(r"The loss of a step must be"), "the same steps would give the same loss again"),
+    (re.compile(r"A checkpoint must be of the same model"), _REFUSED_AGAIN),
+    (re.compile(r"A run must go on with the callbacks"), _REFUSED_AGAIN),
 )
 # Of the errors with which a command ends as if it had been refused, those of one life only: of
 # `health`, and of `ports`, where the next life has other ports.
@@ -37,6 +41,7 @@ _MAY_NOT_COME_AGAIN = re.compile(
     r"|must be able to listen on the port of its own address"
 )
 _NUM_SHOWN = 10
+_SAME_SECONDS = 0.2  # ends so close may have been seen in the other order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +126,7 @@ class End:
             reason = f"exit code {self.code}"
         error = self._error_lines()
         if error and self.code == 1:
-            reason += f", {error[0]}"
+            reason += f", {_message(error).removesuffix('.')}"
         return reason + self.beat.place()
 
     def _error_lines(self) -> tuple[str, ...]:
@@ -132,6 +137,18 @@ class End:
         after = self.lines[starts[-1] + 1 :]
         first = next((i for i, line in enumerate(after) if not line.startswith(" ")), len(after))
         return after[first:]
+
+
+def _message(error: tuple[str, ...]) -> str:
+    """The first line of an exception; of one from a graph what went wrong there."""
+    head, graph = error[0], " Graph execution error:"
+    if not head.endswith(graph):
+        return head
+    # Frames come first, then a blank line, what went wrong in some lines, and the node.
+    node = next((i for i, line in enumerate(error) if "[[{{node" in line), 0)
+    begins = max((i for i in range(1, node) if not error[i].strip()), default=node)
+    said = error[begins + 1 : node]
+    return f"{head.removesuffix(graph)} {said[0].strip()}" if said else head
 
 
 def cause(ends: list[End]) -> End | None:
@@ -153,7 +170,7 @@ def cause(ends: list[End]) -> End | None:
     left = [
         end
         for end in ends
-        if end.code == 0 and not end.was_asked and end.seconds < _first(failures)
+        if end.code == 0 and not end.was_asked and end.seconds < _first(failures) + _SAME_SECONDS
     ]
     for group in (by_signal, own, requests, left if failures else [], failures):
         if group:

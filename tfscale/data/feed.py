@@ -50,6 +50,20 @@ class Feed:
             exhausted: the iterator came to its end before the epoch did.
         """
 
+    reads_to_pass_over = False
+
+    @property
+    def passes_over_surely(self):
+        # What is read in advance may go into the next order of a shuffle that is repeated.
+        return self._data.reads_again()
+
+    def pass_over(self, epoch):
+        """Do to the data what the epochs before this one did, for a run that takes no step.
+
+        The next run on the same data then gets what it would have got, if `passes_over_surely`.
+        Where `reads_to_pass_over`, that means reading all of them.
+        """
+
 
 class PassFeed(Feed):
     """Iterators as `keras.Model.fit` makes them on one device, for data that is read in passes.
@@ -60,9 +74,9 @@ class PassFeed(Feed):
     Args:
         data: the `Batches`; its `dataset(shard, start)` gives one pass, from a batch on.
         source: tells `num_batches` (of a pass; None where unknown or without end),
-            `given_steps` (the caller's `steps_per_epoch`, or None) and `starts_anywhere`
-            (whether a pass begins at any batch without reading those before); hears of epochs
-            through `begin` and `end`.
+            `given_steps` (the caller's `steps_per_epoch`, or None), `endless`, and
+            `starts_anywhere` (whether a pass begins at any batch without reading those before);
+            hears of epochs through `begin` and `end`.
         shard: the worker and its replicas.
         first_epoch: the epoch that the run began with.
     """
@@ -92,6 +106,23 @@ class PassFeed(Feed):
             self._open()  # Keras makes one here, and another at the next begin without steps
         source.end(exhausted)
 
+    @property
+    def passes_over_surely(self):
+        return not self._source.endless or super().passes_over_surely
+
+    def pass_over(self, epoch):
+        if not self._source.starts_anywhere:
+            self._pass_over(epoch, reads=False)
+
+    def _pass_over(self, epoch, reads=True):
+        for before in range(self._first_epoch, epoch):
+            steps = self._data.steps_in(before, self._first_epoch)
+            iterator = self.begin(before)
+            ended = not _skip(iterator, steps) if reads else steps is None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it was warned of in its time
+                self.end(exhausted=ended)
+
     def _open(self, start=0):
         self._iterator, self._taken = iter(self._data.dataset(self._shard, start)), start
 
@@ -105,12 +136,7 @@ class PassFeed(Feed):
             self._open(step % self._source.num_batches)
             self._taken -= position  # `end` counts the whole epoch
             return self._iterator
-        for before in range(self._first_epoch, epoch):
-            steps = self._data.steps_in(before, self._first_epoch)
-            ended = not _skip(self.begin(before), steps)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it was warned of in its time
-                self.end(exhausted=ended)
+        self._pass_over(epoch)
         if not position:
             restore()
         iterator = self.begin(epoch)
@@ -129,7 +155,8 @@ class EpochFeed(Feed):
     Args:
         data: the `Batches`.
         source: begins with `begin(steps, skip)` and ends with `end(exhausted)` an epoch, and
-            passes over one with `replay(steps)`; tells `given_steps` like that of `PassFeed`.
+            passes over one with `replay(steps)`, which reads its batches if `replay_reads`;
+            tells `given_steps` like that of `PassFeed`.
         shard: the worker and its replicas.
         first_epoch: the epoch that the run began with.
     """
@@ -140,8 +167,7 @@ class EpochFeed(Feed):
 
     def begin(self, epoch, position=0, restore=lambda: None):
         if self._epoch is None:
-            for before in range(self._first_epoch, epoch):
-                self._source.replay(self._data.steps_in(before, self._first_epoch))
+            self.pass_over(epoch)
         if not position:
             restore()
         self._epoch = epoch
@@ -154,6 +180,18 @@ class EpochFeed(Feed):
         steps = self._data.steps_in(self._epoch, self._first_epoch)
         _warn_if_cut_short(steps, self._source.given_steps, exhausted)
         self._source.end(exhausted)
+
+    @property
+    def reads_to_pass_over(self):
+        return self._source.replay_reads
+
+    @property
+    def passes_over_surely(self):
+        return True
+
+    def pass_over(self, epoch):
+        for before in range(self._first_epoch, epoch):
+            self._source.replay(self._data.steps_in(before, self._first_epoch))
 
 
 def _warn_if_cut_short(steps, given_steps, exhausted):

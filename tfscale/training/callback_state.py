@@ -1,8 +1,8 @@
 """What callbacks know, for a checkpoint: an explicit table for Keras' own, `get_state` for others.
 
 Owns which attributes those are, and how they become facts that fit into JSON and arrays by name.
-Attributes are private names of `keras.callbacks`, the same in Keras 3.13 to 3.15. A callback's
-place is counted without progress bars, History and tfscale's own, which not every worker has.
+Attributes are private names of `keras.callbacks`, the same in Keras 3.13 to 3.15. A callback is
+found again as the first, second, ... of its class, since the chief may have some that others lack.
 """
 
 import collections
@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tfscale.strategy import shard_of
+from tfscale.strategy import shard_of, sum_over_workers
+from tfscale.training import callbacks as callbacks_lib
 from tfscale.training import guards
 
 _COUNTS_OF_BATCHES = ("_batches_seen_since_last_saving", "_last_batch_seen", "_current_epoch")
@@ -43,6 +44,7 @@ if hasattr(keras.callbacks, "OrbaxCheckpoint"):
     )
 
 _SIZE = "size_bytes"  # of CSVLogger's file, beside its attributes
+_ON_ALL = "on_all"  # whether each worker needs it
 _warned = set()
 
 
@@ -66,7 +68,8 @@ def read(callbacks):
     for place, callback in enumerate(_counted(callbacks)):
         if not _has_state(callback):
             continue
-        entry = {"place": place, "class": type(callback).__name__}
+        is_on_all = callbacks_lib.is_needed_on_all(callback)
+        entry = {"place": place, "class": type(callback).__name__, _ON_ALL: is_on_all}
         writer = _Writer(callback, f"callbacks/{place}", arrays)
         entry["attributes"] = {
             name: writer.encode(name, getattr(callback, name))
@@ -89,31 +92,38 @@ def read(callbacks):
 
 
 def check(callbacks, facts, source):
-    """Refuse to go on with other callbacks than those that were saved.
+    """Refuse, on all workers, to go on with other callbacks than those that were saved.
 
-    Callbacks that were not there may follow at the end, or have no state.
+    Each worker calls this in the scope of the strategy. The chief needs all that have saved state,
+    another worker those that the training needs on all. Callbacks that were not there may be there
+    now, behind those of their class.
 
     Args:
         callbacks: the flat list in a `CallbackList`.
-        facts: what `read` returned.
+        facts: what `read` returned on the chief.
         source: where it comes from, for the error.
 
     Raises:
-        ValueError: if a callback that has saved state is of another class here, or missing.
+        ValueError: if a callback that has saved state is missing on a worker that needs it.
     """
-    here = {p: type(c).__name__ for p, c in enumerate(_counted(callbacks))}
-    lacking = [entry for entry in facts if here.get(entry["place"]) != entry["class"]]
-    if lacking:
-        listed = ", ".join(f"{entry['class']} at place {entry['place']}" for entry in facts)
+    strategy = tf.distribute.get_strategy()
+    is_chief = shard_of(strategy).worker == 0
+    pairs = _matched(callbacks, facts)
+    lacking = [e for callback, e in pairs if callback is None and (is_chief or e.get(_ON_ALL))]
+    [num_lacking] = sum_over_workers(strategy, [int(bool(lacking))])
+    if num_lacking:
+        here = [type(callback).__name__ for callback in _counted(callbacks)]
+        listed = ", ".join(entry["class"] for entry in facts)
+        elsewhere = "" if lacking else f", and {num_lacking} other worker(s) that lack some of them"
         raise ValueError(
-            "A run must go on with the callbacks that it was saved with, in the same order. "
-            f"Received: {list(here.values())}, and {source} with the state of {listed}. "
+            "A run must go on with the callbacks that it was saved with, those of one class in the "
+            f"same order. Received: {here}, and {source} with the state of {listed}{elsewhere}. "
             "Give the same callbacks, others behind them, or use another --run_dir, or "
             "--resume=never."
         )
-    known = {entry["place"] for entry in facts}
-    added = [c for p, c in enumerate(_counted(callbacks)) if _has_state(c) and p not in known]
-    if added and _is_chief(added[0]):
+    known = [callback for callback, _ in pairs]
+    added = [c for c in _counted(callbacks) if _has_state(c) and c not in known]
+    if added and is_chief:
         logging.warning(
             "Not in %s, so these callbacks start anew: %s.",
             source,
@@ -161,11 +171,11 @@ def restore(callbacks, facts, arrays, model):
             setattr(callback, name, value)
         if isinstance(callback, guards.BackupAndRestore):
             callback.restored = None  # its own backup is not what the run goes on from
-        if isinstance(callback, keras.callbacks.EarlyStopping) and callback.stopped_epoch > 0:
-            model.stop_training = True
         if "state" in entry and _keeps_itself(callback):
             state = {name: _decode(part, arrays) for name, part in entry["state"].items()}
             callback.set_state(state if entry["is_dict"] else state["state"])
+    if any(entry["attributes"].get("stopped_epoch", 0) > 0 for entry in facts):
+        model.stop_training = True  # of EarlyStopping, which the chief may have alone
 
 
 class _Writer:
@@ -233,7 +243,7 @@ def _decode(part, arrays):
 
 
 def _counted(callbacks):
-    """The callbacks that have a place, the same on every worker."""
+    """The callbacks that have a place: without progress bars, History and tfscale's own."""
     passing = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
     return [
         callback
@@ -243,10 +253,18 @@ def _counted(callbacks):
     ]
 
 
+def _matched(callbacks, facts):
+    """Saved facts with their callbacks here, by class and number among those of it, or None."""
+    found = {}
+    for callback in sorted(_counted(callbacks), key=lambda c: not _has_state(c)):
+        found.setdefault(type(callback).__name__, []).append(callback)
+    left = {name: iter(of_class) for name, of_class in found.items()}
+    return [(next(left.get(entry["class"], iter(())), None), entry) for entry in facts]
+
+
 def _paired(callbacks, facts):
-    """Callbacks with their saved facts."""
-    counted = _counted(callbacks)
-    return [(counted[entry["place"]], entry) for entry in facts]
+    """Callbacks with their saved facts, without those that this worker does not have."""
+    return [(c, entry) for c, entry in _matched(callbacks, facts) if c is not None]
 
 
 def _is_tfscale(own_class):

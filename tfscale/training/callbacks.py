@@ -30,7 +30,7 @@ _NEEDED_ON_ALL = {
     keras.callbacks.LearningRateScheduler: lambda callback: True,
     keras.callbacks.SwapEMAWeights: lambda callback: True,
     keras.callbacks.BackupAndRestore: lambda callback: True,
-    keras.callbacks.ModelCheckpoint: lambda callback: callback.averages(),
+    guards.ModelCheckpoint: lambda callback: callback.averages(),
 }
 
 
@@ -149,6 +149,13 @@ def check_alike(callbacks, strategy, sums):
         "A callback that changes the training, or sums over the workers, must be there on each of "
         f"them. Received: {', '.join(named)} of {num_workers} workers. Give it on all of them; "
         "the chief alone writes."
+    )
+
+
+def is_needed_on_all(callback):
+    """Say whether a prepared callback does what all workers must do, or none."""
+    return any(
+        isinstance(callback, c) and is_needed(callback) for c, is_needed in _NEEDED_ON_ALL.items()
     )
 
 

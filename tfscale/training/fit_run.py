@@ -35,6 +35,7 @@ class FitRun:
         is_finished: all of it is done, `on_train_end` included.
         restore_random: puts back the random states of an earlier life, once; or None.
         epoch_is_begun: callbacks have been told of the epoch to go on within.
+        given: the data as the caller gave them, or None; the next call may get the same object.
     """
 
     data: Batches
@@ -56,6 +57,7 @@ class FitRun:
     is_finished: bool = False
     restore_random: Callable | None = None
     epoch_is_begun: bool = False
+    given: object = None
 
     def __post_init__(self):
         self.steps_per_epoch = self.data.steps_per_epoch

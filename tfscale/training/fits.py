@@ -2,15 +2,18 @@
 
 When the program runs again, its first call finds the checkpoints of the first, and so on: a call
 that had ended returns its History with the weights it ended with, an interrupted one goes on. An
-interrupted call that the same process makes again, as in a notebook, keeps its number.
+interrupted call that the same process makes again with the same model, as in a notebook, keeps
+its number.
 """
 
+import weakref
 from pathlib import Path
 
 from absl import logging
 
 from tfscale import strategy as strategy_lib
 from tfscale.training import checkpoint as checkpoint_lib
+from tfscale.training import random_state
 from tfscale.training.saver import Saver
 
 
@@ -28,14 +31,17 @@ class Fits:
     """
 
     def __init__(self, folder, keep_last=2, **save_every):
-        self.folder, self.number, self._last = Path(folder), 0, None
+        self.folder, self.number, self._last, self._model = Path(folder), 0, None, None
         self._keep_last, self._save_every = keep_last, save_every
         self._open(0, save_every)  # refuses what is out of range
 
-    def next(self, strategy, gives_same_again, **save_every):
+    def next(self, model, strategy, gives_same_again, **save_every):
         """Open the checkpoints of the next call; every worker calls this.
 
+        A call that a callback makes, within another call, is not saved: it belongs to that one.
+
         Args:
+            model: the `keras.Model` to train.
             strategy: that of the model.
             gives_same_again: tells whether its data give the same batches when read again.
             **save_every: as above, for this call.
@@ -46,10 +52,12 @@ class Fits:
         Raises:
             ValueError: if a worker cannot read what the chief has chosen.
         """
-        if self._last is None or self._last.has_ended:
-            self.number += 1
+        if self._last is not None and self._last.is_open:
+            return Saver(), None
+        is_again = self._last is not None and not self._last.has_ended and self._model() is model
+        self.number += not is_again
         checkpoints, saver = self._open(self.number, save_every or self._save_every)
-        self._last = saver
+        self._last, self._model = saver, weakref.ref(model)
         is_chief = strategy_lib.shard_of(strategy).worker == 0
         saved = newest_of_all(strategy, checkpoints, is_chief)
         if saved is not None and is_chief:
@@ -123,6 +131,34 @@ def of_folder(folder):
     """Return the `Fits` of a folder: all trainers of this process number their calls together."""
     path = Path(folder).resolve()
     return _of_folders.setdefault(path, Fits(path))
+
+
+_unread = []  # of finished calls: their data, and what to do before these are read again
+
+
+def leave_unread(given, pass_over):
+    """Note that a finished call has not read its data.
+
+    Args:
+        given: the data, as the caller gave them.
+        pass_over: a function that reads what the call read.
+    """
+    _unread.append((weakref.ref(given), pass_over))
+
+
+def read_what_was_left(given):
+    """Read what finished calls had read of these data; called before they are given to another.
+
+    Random states are what they were: finished calls have put back theirs.
+    """
+    living = [(data, pass_over) for data, pass_over in _unread if data() is not None]
+    mine = [pass_over for data, pass_over in living if data() is given]
+    _unread[:] = [(data, pass_over) for data, pass_over in living if data() is not given]
+    if mine:
+        before = random_state.read()
+        for pass_over in mine:
+            pass_over()
+        random_state.restore(before)
 
 
 def begin_script(fits):

@@ -124,9 +124,18 @@ class Functions:
             "votes": self._agree(tf.concat([votes, [print_, print_ * print_]], 0)),
         }
 
-    def _test_steps(self, iterator, num_steps, open_ended=False):
-        """Score `num_steps` batches; return a dict of `reports`, `steps` and `examples`."""
-        return self._loop(iterator, num_steps, False, open_ended)
+    def _test_steps(self, iterator, num_steps, sums, open_ended=False):
+        """Score `num_steps` batches; return a dict of `reports`, `steps` and `examples`.
+
+        The reports go on from `sums`, those of the batches before, and `examples` do not.
+        """
+        return self._loop(iterator, num_steps, False, open_ended, reports=sums)
+
+    def sums_of(self, reports):
+        """Return reports of scoring as `test_steps` goes on from them; zeros for none."""
+        if not reports:
+            return tf.zeros([len(self._report_names[False])])
+        return tf.stack(list(reports.values()))
 
     def _step_on_batch(self, share, global_count, training):
         """Take one step on a batch at hand; return metrics and reports by name."""
@@ -139,13 +148,13 @@ class Functions:
         own = isinstance(step, own_step.OwnStep)
         return step.metrics() if own else self._model.get_metrics_result()
 
-    def _loop(self, iterator, num_steps, training, open_ended, bounds=None):
-        """Take steps in the graph, up to the first bad one."""
+    def _loop(self, iterator, num_steps, training, open_ended, bounds=None, reports=None):
+        """Take steps in the graph, up to the first bad one; reports go on from earlier ones."""
         names = self._report_names[training]
         # Each loop variable costs in every step, so they are there only if needed.
         totals = {"examples": tf.constant(0, tf.int64)}
         if names:
-            totals["reports"] = tf.zeros([len(names)])
+            totals["reports"] = tf.zeros([len(names)]) if reports is None else reports
         if elements.fingerprint_of(iterator.element_spec) is not None:
             totals["fingerprint"] = tf.constant(0, tf.int64)
         if bounds is not None:

@@ -89,7 +89,8 @@ class Health:
         if not saver.saves:
             raise ValueError(
                 '`on_bad_loss="rollback"` goes back to a checkpoint. Received: a run that saves '
-                'none. Give `checkpoints` or a `run_dir`, or on_bad_loss="skip".'
+                "none. Give `checkpoints` or a `run_dir` (in front of a script: --run_dir=DIR), or "
+                'on_bad_loss="skip".'
             )
         if not data.reads_again():
             raise ValueError(
@@ -182,9 +183,10 @@ class Health:
         if found:
             raise BadNumbers(
                 "Weights, optimizer and seeds must be the same bits on all replicas. Received: "
-                f"after step {step}, others of {'; '.join(found)}. A memory cell or a processor "
-                "may be bad there, or a step changes variables on one replica by itself. "
-                f"{self._last_checkpoint()} Go on from there, without that machine."
+                f"after step {step}, others of {'; '.join(found)}. A callback on one worker or a "
+                "step on one replica may change them by itself, or a memory cell or a processor "
+                f"may be bad there. {self._last_checkpoint()} Go on from there, without that "
+                "callback or that machine."
             )
 
     def saved(self, step):

@@ -95,10 +95,14 @@ class KerasBatches(batches.Batches):
     def gives_same_again(self):
         return self.source.gives_same_again()
 
+    def reads_again(self):
+        return self.source.reads_again()
+
     def has_state(self):
         return self.source.has_state()
 
     def feed(self, shard, first_epoch=0):
+        self.source.restart()
         kind = feed.EpochFeed if self.source.is_python else feed.PassFeed
         return kind(self, self.source, shard, first_epoch)
 
@@ -114,9 +118,10 @@ class Source:
         endless: there is no end.
         starts_anywhere: `shares` from a later batch on costs no reading of those before.
         is_python: Python code makes each batch.
+        replay_reads: `replay` of such a source reads the batches.
     """
 
-    endless = starts_anywhere = is_python = False
+    endless = starts_anywhere = is_python = replay_reads = False
     auto_shard_policy = None
 
     def __init__(self, adapter, given_steps, kind):
@@ -152,9 +157,16 @@ class Source:
         """Say whether the same script, run again, surely reads the same batches."""
         return True
 
+    def reads_again(self):
+        """Say whether this process surely reads the same batches when it reads them twice."""
+        return True
+
     def has_state(self):
         """Say whether equal examples may have other values on another worker."""
         return elements.has_state(self.whole)
+
+    def restart(self):
+        """Forget how far a pass is that was begun."""
 
     def reset(self):
         """Do what Keras does with its data before the first epoch, and before each scoring."""
@@ -232,6 +244,9 @@ class DatasetSource(Source):
     def gives_same_again(self):
         return elements.gives_same_again(self.whole)
 
+    def reads_again(self):
+        return elements.reads_again(self.whole)
+
 
 class PositionedPyDataset(keras.utils.PyDataset):
     """The batches of a user's `PyDataset` at positions that are chosen epoch by epoch.
@@ -267,6 +282,13 @@ class PositionedPyDataset(keras.utils.PyDataset):
         self._left, self._next = [], 0
 
     @property
+    def has_hooks(self):
+        """Whether code of the user's is told where epochs begin and end."""
+        hooks = ("on_epoch_begin", "on_epoch_end")
+        plain = keras.utils.PyDataset
+        return any(getattr(type(self._dataset), h) is not getattr(plain, h) for h in hooks)
+
+    @property
     def num_batches(self):
         return len(self._positions)
 
@@ -298,9 +320,15 @@ class PyDatasetSource(Source):
         workers, processes = positioned.workers, positioned.use_multiprocessing
         self._reads_ahead = workers > 1 or (workers > 0 and processes)
 
+    def reads_again(self):
+        return not self._positioned.has_hooks
+
+    def restart(self):
+        self._positioned.restart()
+
     def reset(self):
         super().reset()
-        self._positioned.restart()
+        self.restart()
 
     def begin(self, steps, skip=0):
         if self._reads_ahead:  # Keras' threads ask from the beginning of the epoch on
@@ -326,13 +354,16 @@ class GeneratorSource(Source):
         given_steps: the caller's `steps_per_epoch`, or None.
     """
 
-    is_python = True
+    is_python = replay_reads = True
 
     def __init__(self, adapter, given_steps):
         super().__init__(adapter, given_steps, "generator")
         self._restored, self._stream = adapter.generator, None
 
     def gives_same_again(self):
+        return False
+
+    def reads_again(self):
         return False
 
     def begin(self, steps, skip=0):

@@ -22,10 +22,11 @@ SUPPORTED_KERAS = ("3.13", "3.14", "3.15")
 _keras_methods = {}
 _keras_compile = []  # the class that has it, and its own
 _said = []  # models that train alone
+_NUMBERS = {"__int__": int, "__float__": float}
 
 
 def enable_keras_fit(
-    *, on_bad_loss="", max_loss=None, max_bad_steps=3, check_weights_every_steps=0
+    *, on_bad_loss=None, max_loss=None, max_bad_steps=None, check_weights_every_steps=None
 ):
     """Make `keras.Model.fit` and its kin work, and right, on several replicas and workers.
 
@@ -40,13 +41,16 @@ def enable_keras_fit(
     the same on all of them, so that an unseeded shuffle gives each the same order. One that has
     seeds NumPy and Python itself, as `keras.utils.set_random_seed` does.
 
+    Called again it changes what is given; the rest stays as an earlier call, or the launcher's
+    flags, have set it.
+
     Args:
         on_bad_loss: what a step does whose loss or weights are not finite: "stop", "skip",
-            "rollback", or "" to look at none, as for `Trainer.fit`.
-        max_loss: a step with a loss above it is bad too; None for no bound.
-        max_bad_steps: bad steps that each `fit` may have before the next ends it.
-        check_weights_every_steps: steps between two comparisons of all replicas' weights; 0 for
-            none.
+            "rollback", or "" to look at none, as for `Trainer.fit`. By default "".
+        max_loss: a step with a loss above it is bad too; by default there is no bound.
+        max_bad_steps: bad steps that each `fit` may have before the next ends it; by default 3.
+        check_weights_every_steps: steps between two comparisons of all replicas' weights; by
+            default 0, for none.
 
     Raises:
         ValueError: if an argument is unknown or out of range.
@@ -59,7 +63,7 @@ def enable_keras_fit(
         "max_bad_steps": max_bad_steps,
         "check_weights_every_steps": check_weights_every_steps,
     }
-    keras_methods.set_health(health)
+    keras_methods.set_health({name: v for name, v in health.items() if v is not None})
     if _keras_methods:
         return
     for name in keras_methods.METHODS:
@@ -69,6 +73,8 @@ def enable_keras_fit(
     owner = next(kind for kind in keras.Model.__mro__ if "compile" in vars(kind))
     _keras_compile.append((owner, owner.compile))
     owner.compile = _in_scope(owner.compile)
+    for name, kind in _NUMBERS.items():
+        setattr(keras.Variable, name, _as_number(kind, getattr(keras.Variable, name)))
     replica.install()
     saving.install()
     cluster = environment.resolve()
@@ -88,8 +94,11 @@ def disable_keras_fit():
         if own is not None:
             setattr(keras.Model, name, own)
     _keras_methods.clear()
+    keras_methods.forget_health()
     owner, own = _keras_compile.pop()
     owner.compile = own
+    for name in _NUMBERS:
+        delattr(keras.Variable, name)  # where it was inherited
     replica.uninstall()
     saving.uninstall()
     saving.set_process(0, 1)
@@ -116,6 +125,17 @@ def _in_scope(own):
             return own(self, *args, **kwargs)
 
     return compile
+
+
+def _as_number(kind, own):
+    """What `float(optimizer.learning_rate)` calls, which fails where replicas have copies of it."""
+
+    @functools.wraps(own)
+    def number(self):
+        copies = isinstance(self.value, tf.distribute.DistributedValues)
+        return kind(self.numpy()) if copies and self.shape.rank == 0 else own(self)
+
+    return number
 
 
 def _warn_alone(model):

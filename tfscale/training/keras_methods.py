@@ -6,6 +6,7 @@ and the loop of `Trainer`. This module owns the private names of `keras.Model` t
 
 import keras
 
+from tfscale.cluster import pulse
 from tfscale.training import callbacks as callbacks_lib
 from tfscale.training import fit_run, fits, keras_data, loop, pace, prepare, saving
 from tfscale.training import health as health_lib
@@ -21,13 +22,20 @@ _health = {}  # what `health.Health` takes, for each call of `fit`
 
 
 def set_health(health):
-    """Say what each `fit` does about bad steps, with the arguments of `health.Health`.
+    """Say what each `fit` does about bad steps, with arguments of `health.Health`.
+
+    What is not among them stays as it was said before.
 
     Raises:
         ValueError: if one is out of range.
     """
-    health_lib.Health(**health)
+    health_lib.Health(**{**_health, **health})
     _health.update(health)
+
+
+def forget_health():
+    """Take back what `set_health` has said."""
+    _health.clear()
 
 
 def _fit(
@@ -54,6 +62,9 @@ def _fit(
     model._should_eval(0, validation_freq)  # refuses what is neither a number nor a list
     limit = keras.config.max_epochs()
     epochs = min(epochs, limit) if limit else epochs
+    with model.distribute_strategy.scope():
+        fits.read_what_was_left(x)
+    given = x
     if validation_split and validation_data is None:
         (x, y, sample_weight), validation_data = keras_data.split_validation(
             x, y, sample_weight, validation_split
@@ -80,7 +91,7 @@ def _fit(
     watched = own.is_true_somewhere(callbacks_lib.watches_batches(callbacks))
     saver, saved = saver_lib.Saver(), None
     if fits.of_script() is not None and not saving.rank_beside_others(own.strategy):
-        saver, saved = fits.of_script().next(own.strategy, data.gives_same_again)
+        saver, saved = fits.of_script().next(model, own.strategy, data.gives_same_again)
     health = health_lib.Health(**_health)
     health.check(saver, data)
     run = fit_run.FitRun(
@@ -97,6 +108,7 @@ def _fit(
         validation_freq=validation_freq,
         test_steps=_test_steps(own, callbacks, verbose=0),
         is_watched=watched,
+        given=given,
     )
     run.callbacks = _callback_list(
         own, callbacks, verbose, epochs, data.steps_per_epoch, history=True
@@ -253,10 +265,10 @@ def _callback_list(own, callbacks, verbose, epochs, steps, history=False):
 
 
 METHODS = {
-    "fit": _fit,
-    "evaluate": _evaluate,
-    "predict": _predict,
-    "train_on_batch": _train_on_batch,
-    "test_on_batch": _test_on_batch,
-    "predict_on_batch": _predict_on_batch,
+    "fit": pulse.letting_go()(_fit),
+    "evaluate": pulse.letting_go()(_evaluate),
+    "predict": pulse.letting_go()(_predict),
+    "train_on_batch": pulse.letting_go()(_train_on_batch),
+    "test_on_batch": pulse.letting_go()(_test_on_batch),
+    "predict_on_batch": pulse.letting_go()(_predict_on_batch),
 }

@@ -10,6 +10,7 @@ import contextlib
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfscale.cluster import pulse
@@ -38,7 +39,7 @@ class Loop(scorer.Scorer):
         self.model.stop_training, self._is_training = False, True
         listening = preemption.heard_in_loop() if run.saver.saves else contextlib.nullcontext()
         try:
-            with self.strategy.scope(), run.saver, listening:
+            with pulse.letting_go(), self.strategy.scope(), run.saver, listening:
                 self._begin(run, resume_from)
                 while self.progress.epoch < run.epochs and not run.stopped:
                     self._fit_epoch(run)
@@ -46,7 +47,6 @@ class Loop(scorer.Scorer):
                     self._end(run)
         finally:
             self._is_training = False
-            pulse.let_go()
         pulse.beat(self.progress.step, "idle")
         return run.history
 
@@ -82,14 +82,23 @@ class Loop(scorer.Scorer):
             "steps an epoch": run.steps_per_epoch or 0,
             "examples a global batch": run.data.global_batch_size or 0,
         }
-        mine = list(limits.values())
-        sums = self.sums(*mine, *(value * value for value in mine))
-        for i, (name, value) in enumerate(limits.items()):
-            if self.shard.num_workers * sums[len(mine) + i] != sums[i] ** 2:
+        differ = self.differing(*limits.values())
+        for (name, value), differs in zip(limits.items(), differ, strict=True):
+            if differs:
                 raise ValueError(
                     f"All workers must call fit alike. Received: {name} of {value} on worker "
                     f"{self.shard.worker}, and other numbers on others. Give all the same."
                 )
+
+    def _check_same_rate(self):
+        """Refuse to go on where the steps of an epoch had another learning rate on one worker."""
+        rate = self.progress.learning_rate
+        if self.differing(int(np.float32(rate).view(np.uint32)))[0]:
+            raise ValueError(
+                "All workers must train with the same learning rate. Received: "
+                f"{rate:g} on worker {self.shard.worker} in epoch {self.progress.epoch + 1}, and "
+                "another on others. A callback that sets it must do so on every worker."
+            )
 
     def _end(self, run):
         """Finish the weights, tell the callbacks, and wait for what is written."""
@@ -111,7 +120,9 @@ class Loop(scorer.Scorer):
         run = fit_run.FitRun(data, epochs=1, pace=pace.Pace(1))
         with self.strategy.scope():
             self._functions.reset_metrics()
-            return self._take_steps(run, run.iterator(self.shard, self.progress), 1)[2]
+            logs = self._take_steps(run, run.iterator(self.shard, self.progress), 1)[2]
+        self._beat_end()
+        return logs
 
     def _fit_epoch(self, run):
         """One epoch. The order is kept: stop? k steps, numbers, callbacks, checkpoint, done?"""
@@ -249,9 +260,8 @@ class Loop(scorer.Scorer):
         """Go where Keras' BackupAndRestore has put the model, if no checkpoint says better."""
         restored = callbacks_lib.restored_position(run.callbacks.callbacks)
         if self.shard.num_workers > 1:
-            place = 0 if restored is None else 1 + restored[0] * 2**20 + restored[1]
-            total, squares = self.sums(place % 2**26, (place % 2**26) ** 2)
-            if self.shard.num_workers * squares != total**2:
+            epoch, position = restored or (-1, 0)
+            if any(self.differing(epoch + 1, position)):
                 raise ValueError(
                     "BackupAndRestore must find the same backup on every worker. Received: "
                     f"{restored or 'none'} on worker {self.shard.worker}, and another on others. "
@@ -298,6 +308,7 @@ class Loop(scorer.Scorer):
         votes = [int(bool(self.model.stop_training)), preemption.vote()]
         if self.shard.num_workers > 1:
             votes = self.sums(*votes)
+            self._check_same_rate()
         run.stopped = run.stopped or votes[0] > 0
         self.model.stop_training = run.stopped
         return logs, preemption.exit_code(votes[1]) if run.saver.saves else 0

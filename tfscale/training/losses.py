@@ -25,7 +25,10 @@ _noted = threading.local()
 
 @contextlib.contextmanager
 def noted_means():
-    """Give a set that receives the `id` of each `keras.metrics.Mean` updated inside, here."""
+    """Give a set that receives the `id` of each `keras.metrics.Mean` updated inside, here.
+
+    To be used around `replica.sharing`, which puts `update_state` below in its place.
+    """
     previous = getattr(_noted, "means", None)
     _noted.means = set()
     try:

@@ -2,6 +2,8 @@
 
 TARGET_SECONDS = 0.25
 MOST_STEPS = 1024
+_FIRST_BATCHES = 16  # of a pass, which may be over slower data than the one before
+_GROWTH = 4  # batches that were read ahead say little about those behind them
 
 
 class Pace:
@@ -38,3 +40,19 @@ class Pace:
     def measured(self, chosen):
         """Take over what the chief chose, as it came back from the reduction to all workers."""
         self.steps = max(chosen, 1)
+
+
+class ScoringPace(Pace):
+    """Batches an execution while scoring; the first pass begins with one."""
+
+    def begin(self):
+        """Begin a pass over the data, with few batches, the same number on all workers."""
+        self.steps = min(self.steps, _FIRST_BATCHES)
+
+    def choose(self, step_seconds):
+        """Return the chief's choice for the next execution.
+
+        Args:
+            step_seconds: the length of a batch in the last one; None where it had none.
+        """
+        return min(super().choose(step_seconds), _GROWTH * self.steps)

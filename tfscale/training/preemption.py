@@ -121,6 +121,6 @@ def _hear(number, frame):
     pulse.told_to_leave()
     if not _heard.num_loops:
         raise Leaving(code)
-    text = f"tfscale: {signal.Signals(number).name}: leaves after this step. Again: at once.\n"
+    text = "tfscale: told to leave: leaves after this step. A second signal: at once.\n"
     with contextlib.suppress(OSError):  # no lock of Python's is needed for this
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())

@@ -80,7 +80,7 @@ def build(model, spec, strategy, step=None, purpose="train"):
         with tf.__internal__.FuncGraph("build").as_default(), _optimizers_only_build():
             example = tf.nest.map_structure(_placeholder, spec)
             replica = tf.distribute.ReplicaContext(strategy, _first_local_replica(strategy))
-            with replica, tf.device(strategy.extended.worker_devices[0]):
+            with replica, tf.device(_first_device(strategy)):
                 if purpose != "train" or own_train_step is None:
                     _trace_compiled(model, example, purpose)
                 else:
@@ -139,6 +139,11 @@ def _optimizers_only_build():
 def _first_local_replica(strategy):
     shard = shard_of(strategy)
     return shard.worker * shard.replicas_per_worker
+
+
+def _first_device(strategy):
+    """The device of the first replica of this worker; None without a strategy."""
+    return strategy.extended.worker_devices[0] if tf.distribute.has_strategy() else None
 
 
 def _placeholder(spec):

@@ -11,7 +11,7 @@ import platform
 import keras
 from absl import logging
 
-from tfscale.training import callback_state, random_state, state
+from tfscale.training import callback_state, fits, random_state, state
 
 _PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "numpy")
 
@@ -58,9 +58,25 @@ def is_end(saved, run):
 
 
 def take_over_end(loop, run, saved):
-    """Put back how a finished call of `fit` ended; its callbacks are not called again."""
+    """Put back how a finished call of `fit` ended; its callbacks are not called again.
+
+    What it did to its data is done again, where the next call on them depends on it: at once, or,
+    where that means to read them, as soon as there is such a call.
+    """
     callback_state.check(run.callbacks.callbacks, saved.facts["callbacks"], saved.path)
     _take_over(loop, run, saved)
+    fed = run.data.feed(loop.shard, run.first_epoch)
+    pass_over = functools.partial(fed.pass_over, saved.facts["progress"]["epoch"])
+    if fed.reads_to_pass_over:
+        fits.leave_unread(run.given, pass_over)
+    else:
+        pass_over()
+    if not fed.passes_over_surely and loop.is_chief:
+        logging.warning(
+            "A call of fit that had ended is not run again. Received: a shuffle that is repeated, "
+            "so that another call on the same data may get another order than it would have got. "
+            "Shuffle with reshuffle_each_iteration=False, or make the data anew for that call."
+        )
     random_state.restore(saved.facts["random"])
     loop.model.stop_training = saved.facts["stopped"]
     run.is_finished = run.stopped = run.saver.has_ended = True

@@ -59,7 +59,8 @@ class Saver:
                 )
         self._checkpoints, self._is_chief = checkpoints, False
         self.saves_end = saves_end and checkpoints is not None
-        self.has_ended = False  # the call of `fit` is over
+        self.is_open = False  # the call of `fit` is under way
+        self.has_ended = False  # it is over
         self._steps, self._seconds = save_every_steps, save_every_seconds
         self._epochs = save_every_epochs or int(not save_every_steps and not save_every_seconds)
         self._name = checkpoints.keep_best if checkpoints else ""
@@ -193,9 +194,11 @@ class Saver:
         return self.vote() if self._error is not None else 0
 
     def __enter__(self):
+        self.is_open = True
         return self
 
     def __exit__(self, kind, error, traceback):
+        self.is_open = False
         self._wait()
         is_told = self._error in (error, getattr(error, "__cause__", None))
         if self._error is not None and not is_told:

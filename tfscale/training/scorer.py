@@ -5,6 +5,8 @@ reached through `Trainer` and through a repaired `keras.Model`.
 """
 
 import itertools
+import math
+import time
 
 import keras
 import numpy as np
@@ -14,7 +16,7 @@ from tfscale.cluster import pulse
 from tfscale.data import elements
 from tfscale.strategy import shard_of
 from tfscale.training import functions as functions_lib
-from tfscale.training import own_step, prepare, progress, saving, seeds
+from tfscale.training import own_step, pace, prepare, progress, saving, seeds
 from tfscale.training import step as step_lib
 
 
@@ -34,7 +36,7 @@ class Scorer:
         self.model, self.strategy = model, model.distribute_strategy
         self.shard = shard_of(self.strategy)
         self.is_chief = self.shard.worker == 0
-        self.progress = progress.Progress()
+        self.progress, self._pace = progress.Progress(), pace.ScoringPace()
         self.reduction = reduction
         self._step = None if step is None else own_step.as_graph(step)
         self._jit_compile, self._reports_last = jit_compile, reports_last
@@ -44,6 +46,7 @@ class Scorer:
             (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy),
         )
 
+    @pulse.letting_go()
     def prepare(self, spec, purpose):
         """Make all variables and the graphs' functions, anew after `compile`.
 
@@ -93,8 +96,12 @@ class Scorer:
         if saving.statistics_of(self.model) and self.strategy.num_replicas_in_sync > 1:
             self._functions.average_statistics()
 
+    @pulse.letting_go()
     def evaluate(self, data, callbacks, steps_per_execution=None):
         """Score all of the data and return the numbers by name.
+
+        The device takes fewer batches at a time than that where they are slow, so that the
+        launcher hears of each quarter of a second, or of each batch.
 
         Args:
             data: prepared `Batches`.
@@ -106,23 +113,33 @@ class Scorer:
         self._functions.reset_metrics()
         dataset = data.epoch(self.shard)
         iterator, num_steps = iter(dataset), int(dataset.cardinality())
-        sums, position, fingerprint = {}, 0, 0
+        position, examples, fingerprint, reports = 0, 0, 0, {}
+        period, agrees = steps_per_execution or math.inf, steps_per_execution != 1
         self.model.stop_evaluating = False
+        self._pace.begin()
         while position != num_steps:
-            k = steps_per_execution or 1024
+            began, k = time.perf_counter(), min(self._pace.steps, period - position % period)
             k = min(k, num_steps - position) if num_steps >= 0 else k
-            callbacks.on_test_batch_begin(position)
-            taken = self._functions.test_steps(iterator, tf.constant(k), open_ended=num_steps < 0)
-            steps, examples = int(taken["steps"]), int(taken["examples"])
+            if position % period == 0:
+                callbacks.on_test_batch_begin(position)
+            taken = self._functions.test_steps(
+                iterator, tf.constant(k), self._functions.sums_of(reports), open_ended=num_steps < 0
+            )
+            steps, reports = int(taken["steps"]), taken["reports"]
             position += steps
+            examples += int(taken["examples"])
             fingerprint += int(taken.get("fingerprint", 0))
             pulse.beat(self.progress.step, "evaluate", self.progress.epoch)
-            sums = self._added(sums, taken["reports"], examples)
-            if steps and steps_per_execution:
-                callbacks.on_test_batch_end(position - 1, self._scores(sums))
-            if steps < k or self.model.stop_evaluating:
+            ended = steps < k or position == num_steps
+            seconds = time.perf_counter() - began
+            if steps_per_execution and (ended if position % period else steps):
+                callbacks.on_test_batch_end(position - 1, self._scores(reports, examples))
+            ended = ended or self.model.stop_evaluating
+            if agrees:
+                agrees = self._agree_on_pace(seconds / steps if steps else None, ended)
+            if ended:
                 break
-        logs = self._scores(sums)
+        logs = self._scores(reports, examples)
         self.check_alike(data, fingerprint, "evaluate", self.model.stop_evaluating)
         if position and not steps_per_execution:
             callbacks.on_test_batch_end(position - 1, logs)
@@ -131,24 +148,29 @@ class Scorer:
         callbacks.on_test_end(logs)
         return logs
 
+    def _agree_on_pace(self, step_seconds, ended):
+        """Take over the chief's choice for the next execution, on all workers.
+
+        Returns:
+            Whether to agree again after it: not with a worker whose data have ended.
+        """
+        votes = [self._pace.choose(step_seconds) if self.is_chief else 0, int(ended)]
+        if self.shard.num_workers > 1:
+            votes = self.sums(*votes)
+        self._pace.measured(votes[0])
+        return not votes[1]
+
     def _beat_end(self):
         """Tell the launcher that work outside of `fit` has ended."""
         pulse.beat(self.progress.step, "train" if self._is_training else "idle")
 
-    def _added(self, sums, reports, examples):
-        """Sums of reports and of examples so far, or the last report as it is."""
-        if self._reports_last:
-            return {name: (float(value), 1) for name, value in reports.items()}
-        return {
-            name: tuple(np.add(sums.get(name, (0.0, 0)), (float(value), examples)))
-            for name, value in reports.items()
-        }
+    def _scores(self, reports, examples):
+        """Numbers by name: metrics, and what a step of the user's own reported, of all so far."""
+        count = 1 if self._reports_last else examples
+        means = {name: float(np.divide(float(value), count)) for name, value in reports.items()}
+        return self._functions.in_order({**floats(self._functions.metrics(False)), **means}, False)
 
-    def _scores(self, sums):
-        reports = {name: float(total / count) for name, (total, count) in sums.items()}
-        logs = {**floats(self._functions.metrics(False)), **reports}
-        return self._functions.in_order(logs, False)
-
+    @pulse.letting_go()
     def predict(self, data, callbacks=None, steps_per_execution=1):
         """Return the outputs for all of the data, in its order, on every worker.
 
@@ -166,9 +188,7 @@ class Scorer:
             callbacks.on_predict_batch_begin(position)
             position += len(group)
             fingerprint += sum(int(elements.fingerprint_of(batch) or 0) for batch in group)
-            outputs = [self._outputs(*elements.with_count(batch)) for batch in group]
-            parts.append(_joined(outputs))
-            pulse.beat(self.progress.step, "predict", self.progress.epoch)
+            parts.append(_joined([self._outputs_of_one(batch) for batch in group]))
             callbacks.on_predict_batch_end(position - 1, {"outputs": parts[-1]})
             if self.model.stop_predicting:
                 break
@@ -219,6 +239,11 @@ class Scorer:
         self._beat_end()
         return outputs
 
+    def _outputs_of_one(self, batch):
+        outputs = self._outputs(*elements.with_count(batch))
+        pulse.beat(self.progress.step, "predict", self.progress.epoch)
+        return outputs
+
     def _outputs(self, share, global_count):
         outputs = self._functions.predict_step(share, global_count)
         return tf.nest.map_structure(
@@ -228,8 +253,21 @@ class Scorer:
 
     def sums(self, *numbers):
         """Sum whole numbers over all workers, each of which has to call this."""
-        sums = self._functions.agree(tf.constant(numbers, tf.int64)).numpy()
-        return [int(value) for value in sums]
+        rest = (0,) * (-len(numbers) % 8)  # few lengths, because each is traced
+        sums = self._functions.agree(tf.constant([*numbers, *rest], tf.int64)).numpy()
+        return [int(value) for value in sums[: len(numbers)]]
+
+    def differing(self, *numbers):
+        """Say of each of these whole numbers whether another worker has another one.
+
+        Every worker has to call this.
+        """
+        mine = [number >> shift & _LIMB for number in numbers for shift in _LIMB_SHIFTS]
+        found = self.sums(*mine, *(limb * limb for limb in mine))
+        pairs = zip(found[: len(mine)], found[len(mine) :], strict=True)
+        differs = [self.shard.num_workers * squares != total**2 for total, squares in pairs]
+        width = len(_LIMB_SHIFTS)
+        return [any(differs[i : i + width]) for i in range(0, len(differs), width)]
 
     def is_true_somewhere(self, flag):
         """Say whether a flag is true on any worker, each of which has to call this."""
@@ -237,6 +275,10 @@ class Scorer:
             return bool(flag)
         with self.strategy.scope():
             return self.sums(int(bool(flag)))[0] > 0
+
+
+# Parts of a number whose squares, summed over all workers, fit into 64 bits.
+_LIMB, _LIMB_SHIFTS = 2**21 - 1, (0, 21, 42)
 
 
 def _same(parts, others):

@@ -157,7 +157,9 @@ class Trainer:
         numbered = self._fits or fits.of_script()
         if numbered is not None and checkpoints is None:
             own = save_every if any(save_every.values()) else {}
-            own_saver, saved = numbered.next(self.strategy, data.gives_same_again, **own)
+            own_saver, saved = numbered.next(
+                self.model, self.strategy, data.gives_same_again, **own
+            )
             resume_from = saved or resume_from
         own_health.check(own_saver, data)
         run = fit_run.FitRun(
