@@ -147,7 +147,8 @@ def test_a_stopped_worker_is_ended_though_nobody_else_can_tell(tasks, tmp_path):
     (tmp_path / "enough").touch()
     codes, told = ends(processes, tmp_path)
     assert codes == [0, 0]
-    assert "tfscale: worker 1 hangs: stopped, as by SIGSTOP at step" in told[1]
+    # It may have been stopped before it told its step.
+    assert "tfscale: worker 1 hangs: stopped, as by SIGSTOP" in told[1]
 
 
 @pytest.mark.parametrize(
