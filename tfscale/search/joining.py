@@ -213,6 +213,8 @@ class Member:
             self._lease_ends = 0.0
             raise wire.Lost("has given the trials to others")
         orders = protocol.read_orders(answer.get("slots"), len(self._slots))
+        if self._lease_ends and time.monotonic() > self._lease_ends:
+            self._end_all_in_time()
         self._lease_ends = self._asked_at + _SHARE_OF_LEASE * self._lease_seconds
         self._guard.hold_until(self._lease_ends)
         self._asked_at = None
@@ -264,10 +266,7 @@ class Member:
             started.is_leaving = True
             started.process.stop(self._grace_seconds)
         if self._lease_ends and time.monotonic() > self._lease_ends:
-            # The chief may have given them to others.
-            if self._running_trials():
-                self._say("the chief did not answer in time; its trials here were ended")
-            self._end_all()
+            self._end_all_in_time()
         for started in self._running_trials():
             if started.process.has_ended():
                 end = started.process.end(self._kind.diverged(started.record))
@@ -276,6 +275,12 @@ class Member:
 
     def _running_trials(self):
         return [started for started in self._running if started and not started.end]
+
+    def _end_all_in_time(self):
+        """The lease is over: the chief may give the trials to others, and the guard ended them."""
+        if any(self._running):
+            self._say("the chief did not answer in time; its trials here were ended")
+        self._end_all()
 
     def _end_all(self):
         for number in range(len(self._running)):

@@ -263,7 +263,7 @@ class Search:
                 record = self._record(event["trial"])
                 self._waiting.remove(record)
                 self._take_end(record, event)
-            else:
+            elif kind in ("started", "retried", "lost"):
                 self._replay_start(event)
 
     def _replay_start(self, event):
