@@ -378,7 +378,8 @@ def test_whatever_is_killed_at_random_moments_the_outcome_is_that_of_an_undistur
     machines, seed
 ):
     draw, todo, run_dir = random.Random(seed), chosen(10), machines.run_dir
-    chief, second = machines.lead(todo, lease=SHORT), machines.join(todo, slots=2)
+    chief = machines.lead(todo, lease=SHORT, max_retries=20)
+    second = machines.join(todo, slots=2)
     for _ in range(6):
         time.sleep(draw.uniform(0.5, 3))
         what = draw.choice(["chief", "m2", "trial"])

@@ -62,7 +62,7 @@ class Service:
 
     def __init__(self, role, run_dir, identity, may_differ=(), lease_seconds=30.0):
         self.lease_seconds = lease_seconds
-        self._run_dir, self._may_differ = run_dir, may_differ
+        self._run_dir, self._may_differ, self._own_name = run_dir, may_differ, role.name
         self._identity = json.loads(json.dumps(identity))
         self._server = roles.listening(role)
         self._secret = protocol.write_secret(run_dir)
@@ -235,6 +235,7 @@ class Service:
 
     def _new_session(self, name, num_slots, replaces):
         taken = {session.name for session in self._sessions if self._holds(session)}
+        taken.add(self._own_name)
         numbers = (f"{name}-{number}" for number in range(2, len(taken) + 3))
         unique = next(one for one in (name, *numbers) if one not in taken)
         session = _Session(secrets.token_hex(8), unique, num_slots, replaces)
