@@ -49,8 +49,9 @@ def _main(argv):
         return 0
     config, file = values.config, command_line.take_file(argv)[1]
     config_files.check_types(config)
-    tune_flags.check(values)
     role = _role(values)
+    num_slots = 0 if role.only_leads else values.parallel_trials
+    tune_flags.check(values, num_slots)
     search_space = _search_space(file)
     gpus = _import_quietly()
     space = space_lib.define(search_space)
@@ -64,7 +65,7 @@ def _main(argv):
     identity = _identity(values, config, space, objective, direction, max_epochs)
     shared = protocol.with_versions(identity)
     if role.kind == "worker":
-        return _join(values, role, run_dir, shared, gpus)
+        return _join(values, role, run_dir, shared, processes.slots(num_slots, gpus))
     with contextlib.closing(_open(run_dir)) as journal:
         identity = journal_lib.settle(run_dir / "search.json", identity, _MAY_CHANGE)
         facts = trials.SearchFacts(
@@ -76,11 +77,10 @@ def _main(argv):
             run_dir=run_dir,
             began=identity["began"],
         )
-        num_slots = 0 if role.only_leads else values.parallel_trials
-        slots = processes.slots(num_slots, gpus)
         with service.offered(
             role, run_dir, shared, _OWN_AFFAIR, values.lease_seconds, sys.stdout
         ) as joined:
+            slots = processes.slots(num_slots, gpus)
             return _run(values, config, space, facts, journal, max_epochs, slots, joined)
 
 
@@ -287,7 +287,7 @@ def _score(config, checkpoint):
     return scoring.evaluate_checkpoint(config, checkpoint)
 
 
-def _join(values, role, run_dir, identity, gpus):
+def _join(values, role, run_dir, identity, slots):
     """Run trials for the chief of the search until it is over; return the exit code."""
     try:
         joining.Member(
@@ -295,7 +295,7 @@ def _join(values, role, run_dir, identity, gpus):
             run_dir,
             identity,
             lambda: trials.FitTrials(None, _fit_flags(values)),
-            processes.slots(values.parallel_trials, gpus),
+            slots,
             hang_timeout_seconds=_hang_timeout_seconds(values),
             grace_seconds=values.grace_seconds,
             start_timeout_seconds=values.start_timeout_seconds,

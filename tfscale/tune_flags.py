@@ -73,8 +73,13 @@ def define(values):
     flags.DEFINE_bool("oversubscribe", False, "allow more workers than cores", flag_values=values)
 
 
-def check(values):
-    """Refuse what no space would make right."""
+def check(values, num_slots):
+    """Refuse what no space would make right.
+
+    Args:
+        values: the flags.
+        num_slots: trials at once on this machine.
+    """
     for name, known in (
         ("tuner", oracles.TUNERS),
         ("strategy", STRATEGIES),
@@ -100,7 +105,7 @@ def check(values):
             "--tuner=hyperband, which stops trials itself. Leave out one of them."
         )
     cores = len(os.sched_getaffinity(0))
-    if values.parallel_trials * workers > cores and not values.oversubscribe:
+    if num_slots * workers > cores and not values.oversubscribe:
         raise config_files.UsageError(
             "Trials that run at once need a core for each worker. Received: "
             f"--parallel_trials={values.parallel_trials} --workers_per_trial={workers} on {cores} "

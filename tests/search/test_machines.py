@@ -214,7 +214,8 @@ def test_a_frozen_machine_has_its_trial_ended_before_another_gets_it(machines):
     second.send_signal(signal.SIGCONT)
     machines.finish(chief, second)
     check_undisturbed(run_dir, todo)
-    assert len((run_dir / "trials" / lost / "pids").read_text().splitlines()) == 2
+    _, again = (run_dir / "trials" / lost / "pids").read_text().splitlines()
+    assert 2 <= int(again.split()[1]) < 30  # it was ended, and went on
 
 
 def test_a_trial_that_nobody_could_end_keeps_its_folder(machines):

@@ -271,6 +271,7 @@ class Member:
             if started.process.has_ended():
                 end = started.process.end(self._kind.diverged(started.record))
                 started.ended(end)
+                self._beats_at = 0.0  # there is something to say
                 self._say(f"trial {started.record.id} ends: {started.words()}")
 
     def _running_trials(self):

@@ -64,8 +64,11 @@ class Running:
     lease_seconds: float = 30
     start_timeout_seconds: float = 600
 
-    def check(self):
+    def check(self, role):
         """Refuse what cannot be.
+
+        Args:
+            role: what `role` returned.
 
         Raises:
             ValueError: naming the setting.
@@ -82,7 +85,8 @@ class Running:
                 f"workers_per_trial={self.workers_per_trial}, strategy={self.strategy!r}."
             )
         cores = len(os.sched_getaffinity(0))
-        if self.workers_per_trial * self.parallel_trials > cores and not self.oversubscribe:
+        num_slots = 0 if role.only_leads else self.parallel_trials
+        if self.workers_per_trial * num_slots > cores and not self.oversubscribe:
             raise ValueError(
                 "Trials that run at once need a core for each worker. Received: "
                 f"workers_per_trial={self.workers_per_trial} and parallel_trials="

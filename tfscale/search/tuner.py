@@ -102,9 +102,9 @@ class Tuner:
             )
         if self._assignment is not None:
             return  # the oracle is elsewhere
-        self._running.check()
         _refuse_worker()
         self._role = self._running.role()
+        self._running.check(self._role)
         if overwrite and self._role.kind != "worker":
             _remove_search(pathlib.Path(self.project_dir))
         hypermodels.populate(self.oracle, self.hypermodel)
