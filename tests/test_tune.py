@@ -202,12 +202,13 @@ def test_killed_search_ends_as_an_undisturbed_one(search, tmp_path, tuner):
 
 @pytest.mark.slow
 @pytest.mark.workers
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("tuner", ["random", "grid"])
 def test_joined_machine_that_is_killed_leaves_the_table_of_an_undisturbed_search(
     search, tmp_path, tuner
 ):
     space = RATE if tuner == "random" else 'hp.Float("optimizer.learning_rate", 0.01, 0.05, 0.01)'
-    arguments = [*search(space), f"--tuner={tuner}", "--max_trials=4", "--config.train.epochs=20"]
+    arguments = [*search(space), f"--tuner={tuner}", "--max_trials=3", "--config.train.epochs=20"]
     undisturbed, run_dir = tmp_path / "undisturbed", tmp_path / "joined"
     finish(start(undisturbed, arguments), undisturbed)
     arguments += [f"--search_chief=127.0.0.1:{ports.free_ports(1)[0]}", "--lease_seconds=9"]
@@ -220,7 +221,10 @@ def test_joined_machine_that_is_killed_leaves_the_table_of_an_undisturbed_search
         time.sleep(0.05)
     os.killpg(joins.pid, signal.SIGKILL)
     joins.wait()
-    finish(leads, run_dir)
+    try:
+        finish(leads, run_dir)
+    finally:
+        leads.kill()
     assert table(run_dir) == table(undisturbed)
     events = trials._lines(journal)
     assert [e["losses"] for e in events if e["event"] == "lost"] == [1]

@@ -204,38 +204,38 @@ def test_chief_that_only_leads_waits_for_machines(machines):
 
 
 def test_a_frozen_machine_has_its_trial_ended_before_another_gets_it(machines):
-    todo, run_dir = chosen(2), machines.run_dir
-    todo[1]["epochs"] = 30  # still at it when the lease is over
-    chief, second = machines.lead(todo, lease=SHORT), machines.join(todo)
-    lost = first_of(run_dir, "m2")
+    todo, run_dir = chosen(1, epochs=30), machines.run_dir
+    chief, second = machines.lead(todo, slots=0, lease=SHORT), machines.join(todo)
+    first_of(run_dir, "m2")
     second.send_signal(signal.SIGSTOP)  # it alone: its trial runs in a session of its own
-    wait_for(lambda: [e for e in events(run_dir, "lost") if e["trial"] == lost])
+    third = machines.join(todo, name="m3")
+    wait_for(lambda: pids(run_dir)[1:])
     assert local.state_of(second.pid) == "T"
     second.send_signal(signal.SIGCONT)
-    machines.finish(chief, second)
+    machines.finish(chief, second, third)
     check_undisturbed(run_dir, todo)
-    _, again = (run_dir / "trials" / lost / "pids").read_text().splitlines()
-    assert 2 <= int(again.split()[1]) < 30  # it was ended, and went on
+    assert 2 <= pids(run_dir)[1][1] < 30  # it was ended, and went on
 
 
 def test_a_trial_that_nobody_could_end_keeps_its_folder(machines):
     """The machine is frozen with all that would end its trial; that one runs on."""
-    todo, run_dir = chosen(2, epochs=25), machines.run_dir
-    chief, second = machines.lead(todo, lease=SHORT), machines.join(todo)
+    todo, run_dir = chosen(1, epochs=35), machines.run_dir
+    chief, second = machines.lead(todo, slots=0, lease=SHORT), machines.join(todo)
     lost = first_of(run_dir, "m2")
     children = pathlib.Path(f"/proc/{second.pid}/task/{second.pid}/children").read_text().split()
     guard = next(c for c in children if "guard" in pathlib.Path(f"/proc/{c}/cmdline").read_text())
     for pid in (second.pid, int(guard)):
         os.kill(pid, signal.SIGSTOP)
+    third = machines.join(todo, name="m3")
     try:
         wait_for(lambda: [e for e in events(run_dir, "started") if e["trial"] == lost][1:])
-        machines.finish(chief)
+        machines.finish(chief, third)
     finally:
         os.kill(int(guard), signal.SIGKILL)
     assert outcome(run_dir) == expected(todo)
     assert not list(run_dir.glob("trials/*/two"))
     first, again = (run_dir / "trials" / lost / "pids").read_text().splitlines()
-    assert again.endswith(" 25")  # it found all epochs done
+    assert again.endswith(" 35")  # it found all epochs done
 
 
 def test_another_search_is_refused_with_what_differs(machines):
@@ -370,6 +370,17 @@ class TestStrangers:
         channel.send({"slots": [None]})  # it has ended what ran before
         channel.receive(10)
         assert trial.has_ended() and trial.lost == "m2 began anew"
+        channel.close()
+
+    def test_what_an_earlier_chief_gave_away_is_free_when_its_machine_says_so(self, led, tmp_path):
+        assert not led.is_gone("0123")  # before the lease is over
+        channel, _ = self.hello(led, tmp_path, session="0123", resumes=True)
+        assert not led.is_gone("0123")  # it is told first that this is another chief
+        channel.send({"slots": [None]})
+        channel.receive(10)
+        assert led.is_gone("0123") and not led.is_gone("4567")
+        led.lease_seconds = 0.01
+        wait_for(lambda: led.is_gone("4567"))
         channel.close()
 
 

@@ -138,7 +138,7 @@ class Member:
 
     def _introduce(self, channel):
         """Prove what both are; return "", or why the chief did not take this machine in."""
-        theirs = channel.receive(_FIRST_WORD_SECONDS).get("nonce")
+        theirs = protocol.text_of(channel.receive(_FIRST_WORD_SECONDS).get("nonce"))
         secret = protocol.read_file(self._run_dir).get("secret", "")
         mine = protocol.nonce()
         channel.send(

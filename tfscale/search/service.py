@@ -178,12 +178,12 @@ class Service:
 
     def _serve(self, connection):
         """Talk with one who has connected, until one of both has enough."""
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.closing(wire.Channel(connection)) as channel:
             with self._changed:
                 self._channels.add(channel)
             try:
                 try:
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     session = self._welcome(channel)
                 finally:
                     self._strangers.release()
@@ -193,7 +193,7 @@ class Service:
                     channel.send(answer)
                     if said.get("bye"):
                         break
-            except (wire.Lost, protocol.Wrong):
+            except (wire.Lost, protocol.Wrong, OSError, RecursionError):
                 pass  # a stranger, or a machine that will come again or be missed
             finally:
                 with self._changed:
@@ -204,7 +204,7 @@ class Service:
         nonce = protocol.nonce()
         channel.send({"search": "tfscale", "nonce": nonce})
         hello = channel.receive(_STRANGER_SECONDS)
-        theirs = hello.get("nonce")
+        theirs = protocol.text_of(hello.get("nonce"))
         if not protocol.is_proof(hello.get("proof"), self._secret, "worker", nonce, theirs):
             channel.send({"wrong": "secret"})
             return None
