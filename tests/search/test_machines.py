@@ -203,6 +203,27 @@ def test_chief_that_only_leads_waits_for_machines(machines):
     assert {event["on"] for event in events(machines.run_dir, "started")} == {"m2"}
 
 
+def test_what_ends_a_trial_elsewhere_is_recorded_as_if_it_were_here(machines):
+    todo = chosen(6, epochs=3, seconds=0.05)
+    for values, does in zip(
+        todo, ("crash", "crash once", "memory", "diverge", "refused", ""), strict=True
+    ):
+        values["does"] = does
+    machines.finish(machines.lead(todo, slots=0), machines.join(todo, slots=2))
+    found = {event["trial"]: event for event in events(machines.run_dir, "ended")}
+    ends = [(found[f"{i:04d}"]["state"], found[f"{i:04d}"]["reason"]) for i in range(6)]
+    assert ends == [
+        ("failed", "exit code 1: RuntimeError: a layer fell off"),
+        ("completed", ""),
+        ("out_of_memory", "MemoryError"),
+        ("diverged", "loss not finite at step 2, loss nan"),
+        ("failed", "it was refused: `model.arguments` must fit."),
+        ("completed", ""),
+    ]
+    retried = sorted(event["trial"] for event in events(machines.run_dir, "retried"))
+    assert retried == ["0000", "0001"] and not events(machines.run_dir, "lost")
+
+
 def test_a_frozen_machine_has_its_trial_ended_before_another_gets_it(machines):
     todo, run_dir = chosen(1, epochs=30), machines.run_dir
     chief, second = machines.lead(todo, slots=0, lease=SHORT), machines.join(todo)

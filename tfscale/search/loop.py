@@ -66,7 +66,7 @@ class Search:
         self._running = {}  # id -> _Running
         self._tries = collections.Counter()  # id -> starts that have failed
         self._losses = collections.Counter()  # id -> machines that were lost with it
-        self._sessions = {}  # id -> the session of a machine that it ran on last
+        self._sessions = {}  # id -> the session of a joined machine that may run it
         self._is_exhausted = self._is_idle = False
         self._guard = None
 
@@ -160,7 +160,6 @@ class Search:
             self._write("started", trial=record.id, on=slot.machine, session=slot.session)
             return _Running(record, slot.start(record.id), None)
         record.machine = ""
-        self._sessions.pop(record.id, None)
         self._own_slots.remove(slot)
         self._write("started", trial=record.id)
         process = processes.TrialProcess(
@@ -191,6 +190,7 @@ class Search:
                 process.stop(self._grace_seconds)
         if has_ended:
             del self._running[record.id]
+            self._sessions.pop(record.id, None)
             if running.slot is not None:
                 self._own_slots.append(running.slot)
                 self._own_slots.sort(key=lambda slot: slot.number)
@@ -272,6 +272,7 @@ class Search:
             record.started, record.machine = record.started or event["time"], event.get("on", "")
             self._sessions[record.id] = event.get("session")
             return
+        self._sessions.pop(record.id, None)
         if event["event"] == "retried":
             self._tries[record.id] += 1
         else:

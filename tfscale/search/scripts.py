@@ -163,7 +163,9 @@ class ScriptTrials:
 
     def diverged(self, record):
         """Return how the run has ended itself at a number that was not finite, "" if it has not."""
-        with open(record.path / "logs" / "trial.log", "rb") as file:
+        if not record.log.exists():  # it never came to run
+            return ""
+        with open(record.log, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - _TAIL_BYTES, 0))
             ended_so = _DIVERGED in file.read().decode(errors="replace")
