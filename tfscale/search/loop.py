@@ -213,7 +213,7 @@ class Search:
         if end.may_come_right and self._tries[record.id] < self._max_retries:
             self._tries[record.id] += 1
             self._write("retried", **result)
-            record.reason = end.reason
+            record.reason, record.machine = end.reason, ""
             self._waiting.append(record)
             return
         result |= {"score": record.score, "best_epoch": record.best_epoch}
@@ -227,7 +227,7 @@ class Search:
         self._losses[record.id] += not process.has_left
         if self._losses[record.id] > _MOST_LOSSES:
             return False
-        record.reason = process.lost
+        record.reason, record.machine = process.lost, ""
         self._write(
             "lost",
             trial=record.id,

@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import secrets
+import time
 
 from tfscale.search import processes, trials
 from tfscale.training.checkpoint import write_whole
@@ -77,8 +78,8 @@ def write_secret(run_dir):
 
 
 def write_over(run_dir):
-    """Replace the secret by the word that the search is over."""
-    write_whole(pathlib.Path(run_dir) / FILE, json.dumps({"over": True}) + "\n")
+    """Replace the secret by the moment from which on the search is over."""
+    write_whole(pathlib.Path(run_dir) / FILE, json.dumps({"over": time.time()}) + "\n")
 
 
 def read_file(run_dir):
