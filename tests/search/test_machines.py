@@ -337,6 +337,7 @@ class TestStrangers:
         assert "Traceback" not in capfd.readouterr().err
 
     def test_who_does_not_see_the_folder_is_not_taken_in(self, led, tmp_path):
+        assert (tmp_path / protocol.FILE).stat().st_mode & 0o077 == 0  # nor reads the secret
         channel, reply = self.hello(led, tmp_path, proof="0" * 64)
         assert reply == {"wrong": "secret"} and led.free_slots() == []
         channel.close()
