@@ -286,6 +286,7 @@ def test_a_folder_that_is_not_the_chiefs_is_refused(machines, tmp_path):
 def test_a_chief_that_does_not_come_is_waited_for_so_long(machines):
     process = machines.join(chosen(1), seconds=1)
     assert process.wait(30) == 1
+    assert f"looking for the chief: {machines.address} refused" in machines.said("m2")
     assert "nothing listens there" in machines.said("m2")
 
 

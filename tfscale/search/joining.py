@@ -89,7 +89,7 @@ class Member:
 
     def _meet(self, told):
         """Connect to the chief; return False when told to leave, or where all is over."""
-        begins, unseen_since, reason = time.monotonic(), None, ""
+        begins, unseen_since, said_so = time.monotonic(), None, False
         before = protocol.read_file(self._run_dir)
         while not told or self._running_trials():
             self._look_after_trials(told)
@@ -105,6 +105,9 @@ class Member:
                     f"{self._role.address} has written. Use a folder that they share, with the "
                     "same path or not, and that this user may read."
                 )
+            if not said_so:
+                said_so = True
+                self._say(f"looking for the chief: {self._role.address} {_brief(reason)}")
             found = protocol.read_file(self._run_dir)
             is_late = now - begins > self._timeout_seconds
             if found.get("over") and (is_late or self._session or before != found):
@@ -332,6 +335,10 @@ class _Started:
         if self.end == protocol.LEFT:
             return "it goes on elsewhere"
         return " ".join(filter(None, (self.end.state.replace("_", " "), self.end.reason)))
+
+
+def _brief(reason):
+    return rendezvous.REASONS[reason].partition(" (")[0]
 
 
 def _wait(seconds, told):

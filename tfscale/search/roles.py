@@ -129,13 +129,9 @@ def _own_places(role):
 def _role_at(address):
     """Return "chief" where this process can listen at an address, "worker" elsewhere.
 
-    What listens is kept for `listening`: of two that are started at once, one is the chief.
+    What listens is kept for `listening`: of two that are started at once, one is the chief. A host
+    without an address here is another one, which may get it later, as a container does.
     """
-    if not ports.resolve(address):
-        raise ValueError(
-            "The chief's address must be known on all machines. Received: "
-            f"{address}, whose host has no address here. Correct it."
-        )
     with contextlib.suppress(ValueError):
         _kept[address] = listening(Role("chief", address))
         return "chief"
