@@ -75,6 +75,16 @@ def test_a_pipe_gets_one_line_an_event(tmp_path):
     )
 
 
+def test_where_a_trial_runs_is_shown_when_there_are_several_machines(tmp_path):
+    facts = records.facts(tmp_path)
+    found = [records.record(tmp_path, i, machine=machine) for i, machine in enumerate(("", "n2"))]
+    lines = table.lines(facts, found, 200)
+    assert lines[0].split()[-2:] == ["on", "chosen"]
+    assert " here " in lines[1] and " n2 " in lines[2]
+    assert table.begun(facts, found[1]).startswith("trial 0001 begins on n2: ")
+    assert " on " not in table.lines(facts, found[:1], 200)[0]
+
+
 def test_a_terminal_gets_the_table_in_its_place_and_no_more_lines_than_it_has(
     tmp_path, monkeypatch
 ):

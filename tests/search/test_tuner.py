@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tfscale.cluster import ports
 from tfscale.search import imported, script_trial, scripts, tuner, tuners
 
 SCRIPT = pathlib.Path(__file__).with_name("tuner_script.py")
@@ -22,8 +23,8 @@ ROOT = str(pathlib.Path(__file__).parents[2])
 SECONDS = 240
 
 
-def start(folder, workers=1):
-    environ = dict(os.environ, PYTHONPATH=ROOT)
+def start(folder, workers=1, **variables):
+    environ = dict(os.environ, PYTHONPATH=ROOT, **variables)
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), str(workers), str(folder)],
         env=environ,
@@ -124,6 +125,21 @@ def test_a_search_that_is_killed_goes_on_and_ends_as_an_undisturbed_one(searched
     events = scripts.read_lines(tmp_path / "digits" / "journal.jsonl")
     assert [e["event"] for e in events].count("created") == 2
     assert "goes on at step" in (second / "logs" / "trial.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.workers
+def test_keras_tuners_variables_make_the_script_a_chief_that_leads_and_a_tuner(searched, tmp_path):
+    port = str(ports.free_ports(1)[0])
+    address = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": port}
+    chief = start(tmp_path, KERASTUNER_TUNER_ID="chief", **address)
+    joined = start(tmp_path, KERASTUNER_TUNER_ID="tuner0", **address)
+    said, shown = finish(joined)
+    assert "joined the search at 127.0.0.1" in shown
+    assert finish(chief)[0] == said == searched[1]  # each reads the results
+    assert table(tmp_path) == table(searched[0])
+    events = scripts.read_lines(tmp_path / "digits" / "journal.jsonl")
+    assert {e["on"] for e in events if e["event"] == "started"} == {"tuner0"}
 
 
 def build(hp):

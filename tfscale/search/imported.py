@@ -57,6 +57,11 @@ def pack(run_dir, hypermodel, given, objective, executions, arguments, named):
     np.savez(beside, **arrays)
     beside.replace(run_dir / _ARRAYS)
     write_whole(run_dir / _CALL, json.dumps(call, indent=2) + "\n")
+    return target(run_dir)
+
+
+def target(run_dir):
+    """Return how a trial is started of what `pack` has written, here or on another machine."""
     return ["-m", "tfscale.search.imported", str(run_dir / _CALL)]
 
 

@@ -6,6 +6,7 @@ script does there is in `script_trial`.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -52,8 +53,13 @@ class Assignment:
 
 def assigned():
     """Return this process's `Assignment`, or None where it is not a trial."""
-    path = os.environ.get(VARIABLE)
-    return Assignment(**json.loads(pathlib.Path(path).read_text())) if path else None
+    if VARIABLE not in os.environ:
+        return None
+    path = pathlib.Path(os.environ[VARIABLE])
+    assignment = Assignment(**json.loads(path.read_text()))
+    # The machine that wrote it may see the folder at another place.
+    parent = assignment.parent and str(path.parents[1] / pathlib.Path(assignment.parent).name)
+    return dataclasses.replace(assignment, path=str(path.parent), parent=parent)
 
 
 def target():
@@ -69,6 +75,23 @@ def target():
     if path is None or not os.path.isfile(path):
         return None
     return [os.path.abspath(path), *sys.argv[1:]]
+
+
+def fingerprint(target):
+    """Return what has to be the same where trials of one search run: the script, its arguments.
+
+    Args:
+        target: what `target` returned.
+    """
+    if target is None:
+        return {"script": "", "arguments": [], "sha256": ""}
+    path = pathlib.Path(sys.modules["__main__"].__file__)
+    is_module = target[0] == "-m"
+    return {
+        "script": target[1] if is_module else path.name,
+        "arguments": target[2:] if is_module else target[1:],
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
 
 
 class ScriptTrials:
@@ -140,7 +163,9 @@ class ScriptTrials:
 
     def diverged(self, record):
         """Return how the run has ended itself at a number that was not finite, "" if it has not."""
-        with open(record.path / "logs" / "trial.log", "rb") as file:
+        if not record.log.exists():  # it never came to run
+            return ""
+        with open(record.log, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - _TAIL_BYTES, 0))
             ended_so = _DIVERGED in file.read().decode(errors="replace")

@@ -23,12 +23,15 @@ from tfscale.names import check_known
 from tfscale.search import (
     hypermodels,
     imported,
+    joining,
     journal,
+    leaving,
     loop,
     oracles,
-    processes,
+    protocol,
     script_trial,
     scripts,
+    service,
     space,
     table,
     trials,
@@ -39,6 +42,7 @@ from tfscale.training.checkpoint import write_whole
 
 _NO_BOUND = 10**9
 _RUNNING = [field.name for field in dataclasses.fields(Running)]
+_SHARED = ("strategy", "workers_per_trial", "deterministic")  # of them, by all machines
 _numbers = itertools.count(1)  # of the tuners that this process makes
 
 
@@ -98,9 +102,10 @@ class Tuner:
             )
         if self._assignment is not None:
             return  # the oracle is elsewhere
-        self._running.check()
         _refuse_worker()
-        if overwrite:
+        self._role = self._running.role()
+        self._running.check(self._role)
+        if overwrite and self._role.kind != "worker":
             _remove_search(pathlib.Path(self.project_dir))
         hypermodels.populate(self.oracle, self.hypermodel)
         self._unasked = copy.deepcopy(self.oracle)  # for each call of search
@@ -113,20 +118,24 @@ class Tuner:
     def search(self, *fit_args, **fit_kwargs):
         """Search until the oracle has had its trials, or go on with a search that was cut off.
 
-        In the process of a trial it trains that trial's model, and does not return.
+        In the process of a trial it trains that trial's model, and does not return. On a machine
+        that joins a search it runs trials until the search is over.
 
         Args:
             *fit_args: what `HyperModel.fit`, and so `keras.Model.fit`, is given.
             **fit_kwargs: the same, by name. `verbose=0` shows nothing of the search either.
 
         Raises:
-            ValueError: if the folder holds another search, or if there is no script and the
-                hypermodel cannot be imported.
+            ValueError: if the folder holds another search, the chief leads another one or is not
+                found, or if there is no script and the hypermodel cannot be imported.
         """
         if self._assignment is None:
             try:
-                self._search(fit_args, fit_kwargs)
-            except loop.ToldToLeave as left:
+                if self._role.kind == "worker":
+                    self._join(fit_kwargs)
+                else:
+                    self._search(fit_args, fit_kwargs)
+            except leaving.ToldToLeave as left:
                 if left.code == 128 + signal.SIGINT:
                     raise KeyboardInterrupt from None
                 sys.exit(left.code)
@@ -213,10 +222,23 @@ class Tuner:
         run_dir.mkdir(parents=True, exist_ok=True)
         self.oracle = copy.deepcopy(self._unasked)
         self.oracle.max_consecutive_failed_trials = _NO_BOUND  # no trial ends the search
-        stream = None if fit_kwargs.get("verbose") == 0 else sys.stdout
+        stream = _stream(fit_kwargs)
         asker = scripts.ScriptAsker(self.oracle, run_dir)
-        with contextlib.closing(journal.Journal(run_dir / "journal.jsonl")) as log:
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(
+                contextlib.closing(journal.Journal(run_dir / "journal.jsonl"))
+            )
             facts, seed = self._settle(run_dir)
+            joined = stack.enter_context(
+                service.offered(
+                    self._role,
+                    run_dir,
+                    self._shared_identity(),
+                    ("max_trials",),
+                    self._running.lease_seconds,
+                    stream,
+                )
+            )
             kind = scripts.ScriptTrials(
                 self._number,
                 self.oracle,
@@ -226,7 +248,6 @@ class Tuner:
                 says_epochs=isinstance(self.oracle, keras_tuner.oracles.HyperbandOracle),
             )
             shown = views.Views(facts, stream, stream is not None and stream.isatty())
-            num_gpus = len(tf.config.list_physical_devices("GPU"))
             loop.Search(
                 facts,
                 log,
@@ -234,14 +255,37 @@ class Tuner:
                 kind,
                 scripts.ScriptViews(shown, kind),
                 epochs_of=lambda values: hypermodels.epochs_of(fit_args, fit_kwargs),
-                slots=processes.slots(self._running.parallel_trials, num_gpus),
+                slots=self._running.slots(self._role, _num_gpus()),
+                service=joined,
                 max_retries=self._running.max_retries,
                 stops_at=self._running.stops_at(facts),
             ).run()
-        for id, score, _ in self._best()[:1]:
-            values = scripts.read_space(self._folder_of(id))["values"]
-            best = {"trial": id, "score": score, "values": values}
-            write_whole(run_dir / "best.json", json.dumps(best, indent=2) + "\n")
+            for id, score, _ in self._best()[:1]:
+                values = scripts.read_space(self._folder_of(id))["values"]
+                best = {"trial": id, "score": score, "values": values}
+                write_whole(run_dir / "best.json", json.dumps(best, indent=2) + "\n")
+            if joined is not None:
+                joined.end_search()
+
+    def _join(self, fit_kwargs):
+        """Run trials for the chief until the search is over."""
+        run_dir = pathlib.Path(self.project_dir).absolute()
+
+        def make_kind():
+            seed = json.loads((run_dir / "search.json").read_text())["seed"]
+            flags = self._running.launch_flags(seed)
+            target = scripts.target() or imported.target(run_dir)
+            return scripts.ScriptTrials(self._number, self.oracle, [], target, flags)
+
+        joining.Member(
+            self._role,
+            run_dir,
+            self._shared_identity(),
+            make_kind,
+            self._running.slots(self._role, _num_gpus()),
+            start_timeout_seconds=self._running.start_timeout_seconds,
+            stream=_stream(fit_kwargs),
+        ).run()
 
     def _target(self, run_dir, fit_args, fit_kwargs):
         """Return how a trial is started: the script again, or what can be imported."""
@@ -267,17 +311,8 @@ class Tuner:
         """Write what this search is, or check it; return its facts and its seed."""
         path, objective = run_dir / "search.json", self.oracle.objective
         before = json.loads(path.read_text()) if path.exists() else {}
-        parameters = space.parameters(self.oracle.get_space())
-        identity = {
-            "tuner": type(self.oracle).__name__,
-            "objective": objective.name,
-            "direction": objective.direction,
-            "max_trials": self.oracle.max_trials or 0,
-            "executions_per_trial": self.executions_per_trial,
-            # An oracle without a seed draws another one each time.
-            "seed": before.get("seed", self.oracle.seed),
-            "space": {parameter.name: repr(parameter) for parameter in parameters},
-        }
+        # An oracle without a seed draws another one each time.
+        identity = self._identity() | {"seed": before.get("seed", self.oracle.seed)}
         identity = journal.settle(path, identity, ["max_trials"])
         oracles.reseed(self.oracle, identity["seed"])
         facts = trials.SearchFacts(
@@ -285,11 +320,37 @@ class Tuner:
             direction=objective.direction,
             tuner=identity["tuner"].removesuffix("Oracle"),
             max_trials=identity["max_trials"],
-            parameters=parameters,
+            parameters=space.parameters(self.oracle.get_space()),
             run_dir=run_dir,
             began=identity["began"],
         )
         return facts, identity["seed"]
+
+    def _identity(self):
+        """Return what this search is, as far as the script says it."""
+        objective, parameters = self.oracle.objective, space.parameters(self.oracle.get_space())
+        return {
+            "tuner": type(self.oracle).__name__,
+            "objective": objective.name,
+            "direction": objective.direction,
+            "max_trials": self.oracle.max_trials or 0,
+            "executions_per_trial": self.executions_per_trial,
+            "space": {parameter.name: repr(parameter) for parameter in parameters},
+        }
+
+    def _shared_identity(self):
+        """Return what has to be the same on all machines of a search."""
+        running = {name: getattr(self._running, name) for name in _SHARED}
+        script = {"number": self._number, **scripts.fingerprint(scripts.target())}
+        return protocol.with_versions(self._identity() | running | {"script": script})
+
+
+def _stream(fit_kwargs):
+    return None if fit_kwargs.get("verbose") == 0 else sys.stdout
+
+
+def _num_gpus():
+    return len(tf.config.list_physical_devices("GPU"))
 
 
 def _checked_oracle(given):
