@@ -8,7 +8,6 @@ has to be touched is touched here.
 import contextlib
 import dataclasses
 import math
-import tempfile
 import warnings
 
 TUNERS = ("random", "grid", "bayesian", "hyperband")
@@ -101,9 +100,8 @@ class Asker:
         self._ids = {}  # ours -> keras-tuner's
         self._worst = None
         oracle.verbose = 0
-        self._scratch = tempfile.TemporaryDirectory(prefix="tfscale-oracle-")
-        # The files that it writes are derived from the journal, and not crash-safe.
-        oracle._set_project_dir(self._scratch.name, "oracle")
+        # Its own files are not crash-safe, and hold nothing that the journal has not.
+        oracle.save = oracle._save_trial = lambda *_: None
 
     @property
     def objectives(self):
@@ -198,10 +196,6 @@ class Asker:
         trial.status = "COMPLETED" if told else "FAILED"
         with _quickly(self._oracle):
             self._oracle.end_trial(trial)
-
-    def close(self):
-        """Remove what the oracle has written."""
-        self._scratch.cleanup()
 
     def _is_worse(self, a, b):
         cost = [
