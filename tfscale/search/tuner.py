@@ -7,7 +7,6 @@ runs the user's script again, up to this tuner's `search`; the rest is the loop 
 import contextlib
 import copy
 import dataclasses
-import functools
 import itertools
 import json
 import os
@@ -19,8 +18,11 @@ import sys
 import keras_tuner
 import tensorflow as tf
 
+from tfscale import strategy as strategy_lib
 from tfscale.names import check_known
 from tfscale.search import (
+    endings,
+    found,
     hypermodels,
     imported,
     journal,
@@ -30,7 +32,6 @@ from tfscale.search import (
     script_trial,
     scripts,
     space,
-    table,
     trials,
     views,
 )
@@ -38,26 +39,33 @@ from tfscale.search.running import Running
 from tfscale.training.checkpoint import write_whole
 
 _NO_BOUND = 10**9
+_OWN_MODULES = ("tfscale.search.tuner", "tfscale.search.tuners")
 _RUNNING = [field.name for field in dataclasses.fields(Running)]
 _numbers = itertools.count(1)  # of the tuners that this process makes
 
 
-class Tuner:
+class Tuner(found.Found):
     """Searches the hyperparameters of a hypermodel, each trial in processes of its own.
 
     What is called `search` in the user's script becomes, in the processes of a trial, the
     training of one model: they run the script again, with the same arguments, under
     `tfscale.launch`. Everything in front of `search` runs there too, and nothing behind it.
+    A class derived from this one may override `run_trial` and what is called `on_...`.
 
     Args:
         hypermodel: a `keras_tuner.HyperModel`, or a function from `keras_tuner.HyperParameters`
-            to a compiled model.
+            to a compiled model; None for a class with a `run_trial` of its own.
         oracle: a `keras_tuner.Oracle`, such as `keras_tuner.oracles.BayesianOptimizationOracle`.
         directory: as in keras-tuner, "." by default.
         project_name: the search's folder in `directory`, "untitled_project" by default.
         overwrite: begin anew where the folder holds a search; otherwise it goes on.
         executions_per_trial: how often each model is trained; the mean of the best scores counts.
         optimizer, loss, metrics: replace what the hypermodel compiles with.
+        distribution_strategy: a `tf.distribute.Strategy` of one machine for each trial's model;
+            with several workers a trial theirs takes its place.
+        max_model_size: parameters that a model may have; a trial with more has failed.
+        max_consecutive_failed_trials: end the search when so many trials in a row have no score;
+            by default no trial ends it, but for one that raises `keras_tuner.errors.FatalError`.
         **running: how trials run: `strategy`, `workers_per_trial`, `parallel_trials` and the
             other arguments of `tfscale.search.running.Running`.
 
@@ -78,17 +86,24 @@ class Tuner:
         optimizer=None,
         loss=None,
         metrics=None,
+        distribution_strategy=None,
+        max_model_size=None,
+        max_consecutive_failed_trials=None,
         **running,
     ):
         self._number = next(_numbers)
         self._assignment = scripts.assigned()
-        self._given, self.hypermodel = hypermodel, hypermodels.as_hypermodel(hypermodel)
+        self._given, self.hypermodel = hypermodel, None
+        if hypermodel is not None or type(self).run_trial is Tuner.run_trial:
+            self.hypermodel = hypermodels.as_hypermodel(hypermodel)
         self.oracle = _checked_oracle(oracle)
         self.directory = str(directory or ".")
         self.project_name = str(project_name or "untitled_project")
         self.executions_per_trial = executions_per_trial
         self._replaced = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
-        self._build = functools.partial(hypermodels.build, self.hypermodel, self._replaced)
+        self.distribution_strategy = _checked_strategy(distribution_strategy)
+        self.max_model_size, self._trial = max_model_size, None
+        self._max_failures = endings.failures_allowed(self.oracle, max_consecutive_failed_trials)
         check_known("An argument of Tuner", running, _RUNNING)
         self._running = Running(**running)
         if executions_per_trial < 1:
@@ -97,12 +112,18 @@ class Tuner:
                 f"Received: executions_per_trial={executions_per_trial}."
             )
         if self._assignment is not None:
+            if self._assignment.tuner == self._number:
+                hooks = [n for n in script_trial.HOOKS if self._overrides(n)]
+                self._trial = script_trial.ScriptTrial(
+                    self._assignment, self, self.build_distributed, hooks
+                )
             return  # the oracle is elsewhere
         self._running.check()
         _refuse_worker()
         if overwrite:
             _remove_search(pathlib.Path(self.project_dir))
-        hypermodels.populate(self.oracle, self.hypermodel)
+        if self.hypermodel is not None:
+            hypermodels.populate(self.oracle, self.hypermodel)
         self._unasked = copy.deepcopy(self.oracle)  # for each call of search
 
     @property
@@ -122,108 +143,114 @@ class Tuner:
         Raises:
             ValueError: if the folder holds another search, or if there is no script and the
                 hypermodel cannot be imported.
+            keras_tuner.errors.FatalError: if a trial has raised it.
+            RuntimeError: if more trials than allowed have failed in a row.
         """
         if self._assignment is None:
             try:
+                self.on_search_begin()
                 self._search(fit_args, fit_kwargs)
+                self.on_search_end()
             except loop.ToldToLeave as left:
                 if left.code == 128 + signal.SIGINT:
                     raise KeyboardInterrupt from None
                 sys.exit(left.code)
-        elif self._assignment.tuner == self._number:
-            script_trial.run(
-                self._assignment,
-                self._build,
-                self.hypermodel.fit,
-                self.oracle.objective,
-                self.executions_per_trial,
-                fit_args,
-                fit_kwargs,
+        elif self._trial is not None:
+            self._trial.run(fit_args, fit_kwargs)
+        self.reload()  # here, or as a tuner of the same script whose search is over
+
+    def run_trial(self, trial, *fit_args, **fit_kwargs):
+        """Build the model of a trial and fit it; in the trial's process. May be overridden.
+
+        Args:
+            trial: the `keras_tuner.engine.trial.Trial`, with `hyperparameters` and `trial_id`.
+            *fit_args: what `search` was given.
+            **fit_kwargs: the same, by name.
+
+        Returns:
+            The objective as a number, a dict of metrics, a History, or a list of these, over
+            which the mean is taken.
+        """
+        if self._trial is None:
+            raise ValueError(
+                "`run_trial` runs in the process of a trial. Received: a call of it beside a "
+                "search. Call `search`, or `hypermodel.build` and `fit`."
             )
-        # else a tuner of the same script whose search is over
+        return self._trial.train(trial, fit_args, fit_kwargs)
 
-    def get_best_hyperparameters(self, num_trials=1):
-        """Return the `keras_tuner.HyperParameters` of the best trials, the best first.
+    def on_search_begin(self):
+        """Called when `search` begins, in its process. May be overridden, as those that follow."""
 
-        Args:
-            num_trials: how many at most.
-        """
-        return [
-            scripts.hyperparameters(scripts.read_space(self._folder_of(id)))
-            for id, _, _ in self._best()[:num_trials]
-        ]
+    def on_search_end(self):
+        """Called when the search has ended, in its process."""
 
-    def get_best_models(self, num_models=1):
-        """Return the models of the best trials with the weights of their best epochs.
+    def on_trial_begin(self, trial):
+        """Called in the process of a trial, in front of `run_trial`."""
 
-        Args:
-            num_models: how many at most.
-        """
-        models = []
-        for id, _, _ in self._best()[:num_models]:
-            hp = scripts.hyperparameters(scripts.read_space(self._folder_of(id)))
-            model = self._build(hp)
-            script_trial.load_weights(model, self._folder_of(id))
-            models.append(model)
-        return models
+    def on_trial_end(self, trial):
+        """Called in the process of a trial whose `run_trial` has ended well; it has its score."""
 
-    def results_summary(self, num_trials=10):
-        """Print the best trials with their values and scores.
+    def on_epoch_begin(self, trial, model, epoch, logs=None):
+        """Called by the `run_trial` that is here, as are the three that follow."""
 
-        Args:
-            num_trials: how many at most.
-        """
-        best = self._best()[:num_trials]
-        print(f"Results in {self.project_dir}: the {len(best)} best trials")
-        print(f"Objective: {self.oracle.objective.name}, {self.oracle.objective.direction}")
-        for id, score, state in best:
-            print(f"\nTrial {id}, {table.words(state)}")
-            for name, value in scripts.read_space(self._folder_of(id))["values"].items():
-                print(f"{name}: {value}")
-            print(f"Score: {score}")
+    def on_batch_begin(self, trial, model, batch, logs=None):
+        """Called in front of a batch; where several run in one graph, of those."""
 
-    def search_space_summary(self, extended=False):
-        """Print the hyperparameters that are known so far.
+    def on_batch_end(self, trial, model, batch, logs=None):
+        """Called behind a batch; where several run in one graph, behind those."""
+
+    def on_epoch_end(self, trial, model, epoch, logs=None):
+        """Called behind an epoch.
+
+        A `run_trial` with a loop of its own may call it: the epoch then counts, and the weights of
+        the best one are kept.
 
         Args:
-            extended: accepted, as by keras-tuner, which does nothing with it.
+            trial: the `keras_tuner.engine.trial.Trial`.
+            model: the `keras.Model`.
+            epoch: from 0.
+            logs: metrics by name.
         """
-        if self._assignment is not None:
-            return
-        found = self.oracle.get_space().space
-        print(f"Search space: {len(found)} hyperparameters")
-        for hp in found:
-            config = hp.get_config()
-            print(f"{config.pop('name')} ({type(hp).__name__})")
-            print(config)
+        if self._trial is not None:
+            self._trial.note_epoch(model, epoch, logs)
 
-    def _best(self):
-        """Return (id, score, state) of the trials that have a score, the best first."""
-        sign = -1 if self.oracle.objective.direction == "max" else 1
-        found = scripts.ended_trials(self.project_dir)
-        return sorted(found, key=lambda trial: (sign * trial[1], trial[0]))
+    def build_distributed(self, hp):
+        """Return the compiled model of some values, under the strategy that the tuner was given.
 
-    def _folder_of(self, id):
-        return pathlib.Path(self.project_dir) / "trials" / id
+        Args:
+            hp: the `keras_tuner.HyperParameters`.
+
+        Raises:
+            keras_tuner.errors.FailedTrialError: if it has more parameters than `max_model_size`.
+        """
+        strategy = self.distribution_strategy
+        if strategy is not None and self._running.workers_per_trial > 1 and self._trial:
+            strategy = strategy_lib.make_strategy("multiworker")  # that of all its workers
+        with strategy.scope() if strategy is not None else contextlib.nullcontext():
+            return hypermodels.build(self.hypermodel, self._replaced, hp, self.max_model_size)
+
+    def _overrides(self, name):
+        return getattr(type(self), name) is not getattr(Tuner, name)
 
     def _search(self, fit_args, fit_kwargs):
         """Lead the loop through all trials."""
         run_dir = pathlib.Path(self.project_dir).absolute()
-        target = self._target(run_dir, fit_args, fit_kwargs)
+        target, number = self._target(run_dir, fit_args, fit_kwargs)
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.oracle = copy.deepcopy(self._unasked)
-        self.oracle.max_consecutive_failed_trials = _NO_BOUND  # no trial ends the search
+        oracle = copy.deepcopy(self._unasked)
+        oracle.max_consecutive_failed_trials = _NO_BOUND  # `ending` counts
+        ending = endings.Endings(self._max_failures)
         stream = None if fit_kwargs.get("verbose") == 0 else sys.stdout
-        asker = scripts.ScriptAsker(self.oracle, run_dir)
         with contextlib.closing(journal.Journal(run_dir / "journal.jsonl")) as log:
-            facts, seed = self._settle(run_dir)
+            facts, seed = self._settle(run_dir, oracle)
+            asker = scripts.ScriptAsker(oracle, run_dir)
             kind = scripts.ScriptTrials(
-                self._number,
-                self.oracle,
+                number,
+                oracle,
                 facts.parameters,
                 target,
                 self._running.launch_flags(seed),
-                says_epochs=isinstance(self.oracle, keras_tuner.oracles.HyperbandOracle),
+                says_epochs=isinstance(oracle, keras_tuner.oracles.HyperbandOracle),
             )
             shown = views.Views(facts, stream, stream is not None and stream.isatty())
             num_gpus = len(tf.config.list_physical_devices("GPU"))
@@ -235,25 +262,34 @@ class Tuner:
                 scripts.ScriptViews(shown, kind),
                 epochs_of=lambda values: hypermodels.epochs_of(fit_args, fit_kwargs),
                 slots=processes.slots(self._running.parallel_trials, num_gpus),
-                max_retries=self._running.max_retries,
+                max_retries=oracle.max_retries_per_trial or self._running.max_retries,
                 stops_at=self._running.stops_at(facts),
+                when_ended=ending.take,
             ).run()
-        for id, score, _ in self._best()[:1]:
-            values = scripts.read_space(self._folder_of(id))["values"]
-            best = {"trial": id, "score": score, "values": values}
+        self.reload()
+        for trial in found.best(self.oracle)[:1]:
+            values = scripts.without_oracle(trial.hyperparameters.values)
+            best = {"trial": trial.trial_id, "score": trial.score, "values": values}
             write_whole(run_dir / "best.json", json.dumps(best, indent=2) + "\n")
 
     def _target(self, run_dir, fit_args, fit_kwargs):
-        """Return how a trial is started: the script again, or what can be imported."""
+        """Return how a trial is started, the script again or what can be imported.
+
+        Returns:
+            What `scripts.target` does, and which tuner this is in that process.
+        """
         target = scripts.target()
         if target is not None:
-            return target
-        if any(part is not None for part in self._replaced.values()):
+            return target, self._number
+        replaced = [*self._replaced.values(), self.distribution_strategy, self.max_model_size]
+        if any(part is not None for part in replaced) or type(self).__module__ not in _OWN_MODULES:
             raise ValueError(
-                "Without a script the hypermodel itself compiles the model. Received: optimizer, "
-                "loss or metrics in an interactive session. Write them into its `build`."
+                "Without a script the hypermodel says all of a trial. Received: optimizer, loss, "
+                "metrics, distribution_strategy, max_model_size or a class derived from Tuner in "
+                "an interactive session. Write them into `build` and `fit` of the hypermodel, or "
+                "put all of it into a script and run that."
             )
-        return imported.pack(
+        target = imported.pack(
             run_dir,
             self.hypermodel,
             self._given,
@@ -262,24 +298,25 @@ class Tuner:
             fit_args,
             fit_kwargs,
         )
+        return target, 1
 
-    def _settle(self, run_dir):
+    def _settle(self, run_dir, oracle):
         """Write what this search is, or check it; return its facts and its seed."""
-        path, objective = run_dir / "search.json", self.oracle.objective
+        path, objective = run_dir / "search.json", oracle.objective
         before = json.loads(path.read_text()) if path.exists() else {}
-        parameters = space.parameters(self.oracle.get_space())
+        parameters = space.parameters(oracle.get_space())
         identity = {
-            "tuner": type(self.oracle).__name__,
+            "tuner": type(oracle).__name__,
             "objective": objective.name,
             "direction": objective.direction,
-            "max_trials": self.oracle.max_trials or 0,
+            "max_trials": oracle.max_trials or 0,
             "executions_per_trial": self.executions_per_trial,
             # An oracle without a seed draws another one each time.
-            "seed": before.get("seed", self.oracle.seed),
+            "seed": before.get("seed", oracle.seed),
             "space": {parameter.name: repr(parameter) for parameter in parameters},
         }
         identity = journal.settle(path, identity, ["max_trials"])
-        oracles.reseed(self.oracle, identity["seed"])
+        oracles.reseed(oracle, identity["seed"])
         facts = trials.SearchFacts(
             objective=objective.name,
             direction=objective.direction,
@@ -302,6 +339,28 @@ def _checked_oracle(given):
     return given
 
 
+def _checked_strategy(given):
+    """Return a strategy that the model of a trial can be built under, or None.
+
+    Raises:
+        ValueError: for one of several machines, whose workers the tuner would have to start.
+    """
+    if given is None:
+        return None
+    several = (
+        tf.distribute.MultiWorkerMirroredStrategy,
+        tf.distribute.ParameterServerStrategy,
+        tf.distribute.experimental.ParameterServerStrategy,
+    )
+    if not isinstance(given, tf.distribute.Strategy) or isinstance(given, several):
+        raise ValueError(
+            "`distribution_strategy` must be a tf.distribute.Strategy of one machine. Received: "
+            f"{type(given).__name__}. For several workers a trial use strategy='multiworker' and "
+            "workers_per_trial."
+        )
+    return given
+
+
 def _refuse_worker():
     if "TFSCALE_LOCAL_WORKERS" in os.environ or "TF_CONFIG" in os.environ:
         raise ValueError(
@@ -315,7 +374,8 @@ def _remove_search(folder):
     """Remove the search that is in a folder, and nothing else."""
     if not folder.exists():
         return
-    if any(folder.iterdir()) and not (folder / "search.json").exists():
+    of_keras_tuner = (folder / "oracle.json").exists()
+    if any(folder.iterdir()) and not of_keras_tuner and not (folder / "search.json").exists():
         raise ValueError(
             "overwrite=True removes an older search. Received: "
             f"{folder}, which is not empty and has no search.json. Use another project_name."
