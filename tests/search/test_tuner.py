@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tfscale.search import imported, script_trial, scripts, tuner, tuners
+from tfscale.search import imported, returned, scripts, tuner, tuners
 
 SCRIPT = pathlib.Path(__file__).with_name("tuner_script.py")
 ROOT = str(pathlib.Path(__file__).parents[2])
@@ -230,7 +230,8 @@ def test_what_a_session_hands_over_comes_back_as_it_was(tmp_path):
         ({"strategy": "mirored"}, "Did you mean 'mirrored'"),
         ({"workers_per_trial": 2}, 'need strategy="multiworker"'),
         ({"parallel_trials": 1000}, "a core for each worker"),
-        ({"distribution_strategy": None}, "An argument of Tuner is unknown"),
+        ({"tuner_id": None}, "An argument of Tuner is unknown"),
+        ({"distribution_strategy": "mirrored"}, "must be a tf.distribute.Strategy"),
         ({"early_stopping": "medan"}, "Did you mean 'median'"),
         ({"executions_per_trial": 0}, "at least 1"),
     ],
@@ -291,7 +292,7 @@ def history_of(**metrics):
     ],
 )
 def test_what_fit_may_return(result, best):
-    assert script_trial._best_of(result, keras_tuner.Objective("val_loss", "min")) == best
+    assert returned.best_of(result, keras_tuner.Objective("val_loss", "min")) == best
 
 
 def test_of_several_objectives_the_sum_counts():
@@ -302,5 +303,5 @@ def test_of_several_objectives_the_sum_counts():
         ]
     )
     result = history_of(val_loss=[1.0, 0.5], val_accuracy=[0.5, 0.75])
-    best = script_trial._best_of(result, oracle.objective)
+    best = returned.best_of(result, oracle.objective)
     assert best[oracle.objective.name] == 0.5 - 0.75

@@ -11,6 +11,8 @@ import keras_tuner
 
 from tfscale.search import scripts, trials
 
+ERRORS = (keras_tuner.errors.FatalError, RuntimeError)  # what `Endings` raises
+
 
 def failures_allowed(oracle, given=None):
     """Return how many trials in a row may fail, or None where the user has set no bound.

@@ -88,6 +88,11 @@ def reseed(oracle, seed):
         oracle.gpr = oracle._make_gpr()
 
 
+def keep_no_files(oracle):
+    """Have an oracle write none: they are not crash-safe, and say no more than the journal."""
+    oracle.save = oracle._save_trial = lambda *_: None
+
+
 class Asker:
     """Asks an oracle for trials and tells it how they ended.
 
@@ -100,8 +105,7 @@ class Asker:
         self._ids = {}  # ours -> keras-tuner's
         self._worst = None
         oracle.verbose = 0
-        # Its own files are not crash-safe, and hold nothing that the journal has not.
-        oracle.save = oracle._save_trial = lambda *_: None
+        keep_no_files(oracle)
 
     @property
     def objectives(self):

@@ -21,7 +21,7 @@ from tfscale.search import hparams, scripts
 from tfscale.search.report import Report, load_weights
 from tfscale.training.checkpoint import write_whole
 
-HOOKS = ("on_epoch_begin", "on_batch_begin", "on_batch_end", "on_epoch_end")
+_HOOKS = ("on_epoch_begin", "on_batch_begin", "on_batch_end", "on_epoch_end")
 _REFUSED = 2  # the exit code of what another attempt would not mend
 _OWN_LOOP = "not available outside the replica context"
 
@@ -32,13 +32,10 @@ class ScriptTrial:
     Args:
         assignment: the `scripts.Assignment`.
         tuner: the `Tuner` of the script, which may be of a class of the user's own.
-        build: makes a compiled model from `keras_tuner.HyperParameters`.
-        hooks: which of `HOOKS` that class has overridden.
     """
 
-    def __init__(self, assignment, tuner, build, hooks):
-        self._assignment, self._tuner, self._build = assignment, tuner, build
-        self._hooks = hooks
+    def __init__(self, assignment, tuner):
+        self._assignment, self._tuner = assignment, tuner
         self._report = self._trains = None
 
     def run(self, arguments, named):
@@ -81,7 +78,7 @@ class ScriptTrial:
             named |= {"epochs": task.epochs, "initial_epoch": task.initial_epoch}
         self._trains, results = True, []
         for execution in range(tuner.executions_per_trial):
-            model = self._build(hp)
+            model = tuner.build_distributed(hp)
             self._report.note_space()
             if task.parent:
                 load_weights(model, task.parent)
@@ -131,14 +128,14 @@ class ScriptTrial:
         return trial
 
     def _callback(self, trial):
-        """Return a callback that calls the hooks, in a list; none without hooks."""
+        """Return a callback that calls the hooks that the user has overridden, in a list."""
 
         def caller(method):
             return lambda self, number, logs=None: method(trial, self.model, number, logs)
 
         methods = {
             name.replace("on_batch", "on_train_batch"): caller(getattr(self._tuner, name))
-            for name in self._hooks
+            for name in self._tuner.overridden(_HOOKS)
         }
         return [type("Hooks", (keras.callbacks.Callback,), methods)()] if methods else []
 

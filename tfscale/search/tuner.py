@@ -9,9 +9,7 @@ import copy
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
-import shutil
 import signal
 import sys
 
@@ -23,16 +21,19 @@ from tfscale.names import check_known
 from tfscale.search import (
     endings,
     found,
+    hooks,
     hypermodels,
     imported,
     journal,
     loop,
     oracles,
+    places,
     processes,
     script_trial,
     scripts,
     space,
     trials,
+    tuner_checks,
     views,
 )
 from tfscale.search.running import Running
@@ -44,7 +45,7 @@ _RUNNING = [field.name for field in dataclasses.fields(Running)]
 _numbers = itertools.count(1)  # of the tuners that this process makes
 
 
-class Tuner(found.Found):
+class Tuner(hooks.Hooks, found.Found):
     """Searches the hyperparameters of a hypermodel, each trial in processes of its own.
 
     What is called `search` in the user's script becomes, in the processes of a trial, the
@@ -94,15 +95,16 @@ class Tuner(found.Found):
         self._number = next(_numbers)
         self._assignment = scripts.assigned()
         self._given, self.hypermodel = hypermodel, None
-        if hypermodel is not None or type(self).run_trial is Tuner.run_trial:
+        if hypermodel is not None or not self.overridden(["run_trial"]):
             self.hypermodel = hypermodels.as_hypermodel(hypermodel)
-        self.oracle = _checked_oracle(oracle)
+        self.oracle = tuner_checks.checked_oracle(oracle)
+        oracles.keep_no_files(self.oracle)
         self.directory = str(directory or ".")
         self.project_name = str(project_name or "untitled_project")
         self.executions_per_trial = executions_per_trial
         self._replaced = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
-        self.distribution_strategy = _checked_strategy(distribution_strategy)
-        self.max_model_size, self._trial = max_model_size, None
+        self.distribution_strategy = tuner_checks.checked_strategy(distribution_strategy)
+        self.max_model_size = max_model_size
         self._max_failures = endings.failures_allowed(self.oracle, max_consecutive_failed_trials)
         check_known("An argument of Tuner", running, _RUNNING)
         self._running = Running(**running)
@@ -113,23 +115,21 @@ class Tuner(found.Found):
             )
         if self._assignment is not None:
             if self._assignment.tuner == self._number:
-                hooks = [n for n in script_trial.HOOKS if self._overrides(n)]
-                self._trial = script_trial.ScriptTrial(
-                    self._assignment, self, self.build_distributed, hooks
-                )
-            return  # the oracle is elsewhere
+                self.trial_here = script_trial.ScriptTrial(self._assignment, self)
+            self.reload()
+            return  # the oracle that is asked is elsewhere
         self._running.check()
-        _refuse_worker()
-        if overwrite:
-            _remove_search(pathlib.Path(self.project_dir))
+        tuner_checks.refuse_worker()
+        places.take(self.directory, self.project_name, self._number, overwrite)
         if self.hypermodel is not None:
             hypermodels.populate(self.oracle, self.hypermodel)
         self._unasked = copy.deepcopy(self.oracle)  # for each call of search
+        self.reload()
 
     @property
     def project_dir(self):
         """The folder of the search."""
-        return os.path.join(self.directory, self.project_name)
+        return places.folder_of(self.directory, self.project_name, self._number)
 
     def search(self, *fit_args, **fit_kwargs):
         """Search until the oracle has had its trials, or go on with a search that was cut off.
@@ -147,72 +147,20 @@ class Tuner(found.Found):
             RuntimeError: if more trials than allowed have failed in a row.
         """
         if self._assignment is None:
+            self.on_search_begin()
             try:
-                self.on_search_begin()
                 self._search(fit_args, fit_kwargs)
-                self.on_search_end()
             except loop.ToldToLeave as left:
                 if left.code == 128 + signal.SIGINT:
                     raise KeyboardInterrupt from None
                 sys.exit(left.code)
-        elif self._trial is not None:
-            self._trial.run(fit_args, fit_kwargs)
-        self.reload()  # here, or as a tuner of the same script whose search is over
-
-    def run_trial(self, trial, *fit_args, **fit_kwargs):
-        """Build the model of a trial and fit it; in the trial's process. May be overridden.
-
-        Args:
-            trial: the `keras_tuner.engine.trial.Trial`, with `hyperparameters` and `trial_id`.
-            *fit_args: what `search` was given.
-            **fit_kwargs: the same, by name.
-
-        Returns:
-            The objective as a number, a dict of metrics, a History, or a list of these, over
-            which the mean is taken.
-        """
-        if self._trial is None:
-            raise ValueError(
-                "`run_trial` runs in the process of a trial. Received: a call of it beside a "
-                "search. Call `search`, or `hypermodel.build` and `fit`."
-            )
-        return self._trial.train(trial, fit_args, fit_kwargs)
-
-    def on_search_begin(self):
-        """Called when `search` begins, in its process. May be overridden, as those that follow."""
-
-    def on_search_end(self):
-        """Called when the search has ended, in its process."""
-
-    def on_trial_begin(self, trial):
-        """Called in the process of a trial, in front of `run_trial`."""
-
-    def on_trial_end(self, trial):
-        """Called in the process of a trial whose `run_trial` has ended well; it has its score."""
-
-    def on_epoch_begin(self, trial, model, epoch, logs=None):
-        """Called by the `run_trial` that is here, as are the three that follow."""
-
-    def on_batch_begin(self, trial, model, batch, logs=None):
-        """Called in front of a batch; where several run in one graph, of those."""
-
-    def on_batch_end(self, trial, model, batch, logs=None):
-        """Called behind a batch; where several run in one graph, behind those."""
-
-    def on_epoch_end(self, trial, model, epoch, logs=None):
-        """Called behind an epoch.
-
-        A `run_trial` with a loop of its own may call it: the epoch then counts, and the weights of
-        the best one are kept.
-
-        Args:
-            trial: the `keras_tuner.engine.trial.Trial`.
-            model: the `keras.Model`.
-            epoch: from 0.
-            logs: metrics by name.
-        """
-        if self._trial is not None:
-            self._trial.note_epoch(model, epoch, logs)
+            finally:
+                self.reload()
+            self.on_search_end()
+        elif self.trial_here is not None:
+            self.trial_here.run(fit_args, fit_kwargs)
+        else:
+            self.reload()  # a tuner of the same script whose search is over
 
     def build_distributed(self, hp):
         """Return the compiled model of some values, under the strategy that the tuner was given.
@@ -224,13 +172,10 @@ class Tuner(found.Found):
             keras_tuner.errors.FailedTrialError: if it has more parameters than `max_model_size`.
         """
         strategy = self.distribution_strategy
-        if strategy is not None and self._running.workers_per_trial > 1 and self._trial:
+        if strategy is not None and self._running.workers_per_trial > 1 and self.trial_here:
             strategy = strategy_lib.make_strategy("multiworker")  # that of all its workers
         with strategy.scope() if strategy is not None else contextlib.nullcontext():
             return hypermodels.build(self.hypermodel, self._replaced, hp, self.max_model_size)
-
-    def _overrides(self, name):
-        return getattr(type(self), name) is not getattr(Tuner, name)
 
     def _search(self, fit_args, fit_kwargs):
         """Lead the loop through all trials."""
@@ -254,7 +199,7 @@ class Tuner(found.Found):
             )
             shown = views.Views(facts, stream, stream is not None and stream.isatty())
             num_gpus = len(tf.config.list_physical_devices("GPU"))
-            loop.Search(
+            search = loop.Search(
                 facts,
                 log,
                 asker,
@@ -265,7 +210,12 @@ class Tuner(found.Found):
                 max_retries=oracle.max_retries_per_trial or self._running.max_retries,
                 stops_at=self._running.stops_at(facts),
                 when_ended=ending.take,
-            ).run()
+            )
+            try:
+                search.run()
+            except endings.ERRORS:
+                shown.finish(search.records)
+                raise
         self.reload()
         for trial in found.best(self.oracle)[:1]:
             values = scripts.without_oracle(trial.hyperparameters.values)
@@ -327,57 +277,3 @@ class Tuner(found.Found):
             began=identity["began"],
         )
         return facts, identity["seed"]
-
-
-def _checked_oracle(given):
-    if not isinstance(given, keras_tuner.Oracle):
-        raise ValueError(
-            "`oracle` must be a keras_tuner.Oracle, such as "
-            "keras_tuner.oracles.RandomSearchOracle(objective='val_accuracy', max_trials=10). "
-            f"Received: {given!r}."
-        )
-    return given
-
-
-def _checked_strategy(given):
-    """Return a strategy that the model of a trial can be built under, or None.
-
-    Raises:
-        ValueError: for one of several machines, whose workers the tuner would have to start.
-    """
-    if given is None:
-        return None
-    several = (
-        tf.distribute.MultiWorkerMirroredStrategy,
-        tf.distribute.ParameterServerStrategy,
-        tf.distribute.experimental.ParameterServerStrategy,
-    )
-    if not isinstance(given, tf.distribute.Strategy) or isinstance(given, several):
-        raise ValueError(
-            "`distribution_strategy` must be a tf.distribute.Strategy of one machine. Received: "
-            f"{type(given).__name__}. For several workers a trial use strategy='multiworker' and "
-            "workers_per_trial."
-        )
-    return given
-
-
-def _refuse_worker():
-    if "TFSCALE_LOCAL_WORKERS" in os.environ or "TF_CONFIG" in os.environ:
-        raise ValueError(
-            "A Tuner starts the workers of its trials itself. Received: a process that is a worker "
-            "already, of tfscale.launch or by TF_CONFIG. Run the script with python, and use "
-            "workers_per_trial."
-        )
-
-
-def _remove_search(folder):
-    """Remove the search that is in a folder, and nothing else."""
-    if not folder.exists():
-        return
-    of_keras_tuner = (folder / "oracle.json").exists()
-    if any(folder.iterdir()) and not of_keras_tuner and not (folder / "search.json").exists():
-        raise ValueError(
-            "overwrite=True removes an older search. Received: "
-            f"{folder}, which is not empty and has no search.json. Use another project_name."
-        )
-    shutil.rmtree(folder)
