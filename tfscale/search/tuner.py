@@ -173,7 +173,13 @@ class Tuner(hooks.Hooks, found.Found):
         """
         strategy = self.distribution_strategy
         if strategy is not None and self._running.workers_per_trial > 1 and self.trial_here:
-            strategy = strategy_lib.make_strategy("multiworker")  # that of all its workers
+            strategy = strategy_lib.make_strategy("multiworker")
+            if strategy_lib.is_chief():
+                print(
+                    "tfscale: the workers of the trial train together, in the place of "
+                    "distribution_strategy.",
+                    flush=True,
+                )
         with strategy.scope() if strategy is not None else contextlib.nullcontext():
             return hypermodels.build(self.hypermodel, self._replaced, hp, self.max_model_size)
 
