@@ -16,43 +16,43 @@ class _Named(Tuner):
     Takes the arguments of keras-tuner's class of the same name, and those of `Tuner`.
     """
 
-    _like: type  # keras-tuner's class
-    _oracle: type
+    like: type  # keras-tuner's class
+    oracle_class: type
 
     def __init__(self, *given, **arguments):
-        accepted = inspect.signature(self._like.__init__)
+        accepted = inspect.signature(self.like.__init__)
         arguments |= dict(accepted.bind_partial(self, *given).arguments)
         del arguments["self"]
-        theirs = set(inspect.signature(self._oracle.__init__).parameters) - {"self"}
+        theirs = set(inspect.signature(self.oracle_class.__init__).parameters) - {"self"}
         ours = {
             *inspect.signature(Tuner.__init__).parameters,
             *(field.name for field in dataclasses.fields(Running)),
         } - {"self", "oracle", "running"}
         check_known("An argument", arguments, sorted(theirs | ours))
-        oracle = self._oracle(**{n: v for n, v in arguments.items() if n in theirs})
+        oracle = self.oracle_class(**{n: v for n, v in arguments.items() if n in theirs})
         super().__init__(oracle=oracle, **{n: v for n, v in arguments.items() if n in ours})
 
 
 class RandomSearch(_Named):
     """Independent draws, as `keras_tuner.RandomSearch`."""
 
-    _like, _oracle = keras_tuner.RandomSearch, keras_tuner.oracles.RandomSearchOracle
+    like, oracle_class = keras_tuner.RandomSearch, keras_tuner.oracles.RandomSearchOracle
 
 
 class GridSearch(_Named):
     """All combinations, as `keras_tuner.GridSearch`."""
 
-    _like, _oracle = keras_tuner.GridSearch, keras_tuner.oracles.GridSearchOracle
+    like, oracle_class = keras_tuner.GridSearch, keras_tuner.oracles.GridSearchOracle
 
 
 class BayesianOptimization(_Named):
     """A Gaussian process chooses, as `keras_tuner.BayesianOptimization`."""
 
-    _like = keras_tuner.BayesianOptimization
-    _oracle = keras_tuner.oracles.BayesianOptimizationOracle
+    like = keras_tuner.BayesianOptimization
+    oracle_class = keras_tuner.oracles.BayesianOptimizationOracle
 
 
 class Hyperband(_Named):
     """Short trials, of which the best go on, as `keras_tuner.Hyperband`."""
 
-    _like, _oracle = keras_tuner.Hyperband, keras_tuner.oracles.HyperbandOracle
+    like, oracle_class = keras_tuner.Hyperband, keras_tuner.oracles.HyperbandOracle
