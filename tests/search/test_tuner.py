@@ -24,10 +24,10 @@ ROOT = str(pathlib.Path(__file__).parents[2])
 SECONDS = 240
 
 
-def start(folder, workers=1):
+def start(folder, workers=1, *more):
     environ = dict(os.environ, PYTHONPATH=ROOT)
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(workers), str(folder)],
+        [sys.executable, str(SCRIPT), str(workers), str(folder), *more],
         env=environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -157,6 +157,25 @@ def test_a_search_that_is_killed_goes_on_and_ends_as_an_undisturbed_one(searched
     events = scripts.read_lines(tmp_path / "digits" / "journal.jsonl")
     assert [e["event"] for e in events].count("created") == 2
     assert "goes on at step" in (second / "logs" / "trial.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.workers
+def test_hyperband_goes_on_with_its_best_trials(tmp_path):
+    said, _ = finish(start(tmp_path, 1, "hyperband"))
+    rows = table(tmp_path)
+    assert [row["state"] for row in rows] == ["completed"] * len(rows)
+    [row] = [row for row in rows if row["parent"]]
+    older = next(other for other in rows if other["id"] == row["parent"])
+    assert (older["epochs"], row["epochs"]) == ("1", "3") and row["rate"] == older["rate"]
+    curves = tmp_path / "digits" / "trials"
+    one, both = (scripts.read_history(curves / t["id"] / scripts.METRICS) for t in (older, row))
+    assert both[:1] == one and both[1]["loss"] < one[0]["loss"]
+    assert {"tuner/epochs": 3, "tuner/initial_epoch": 1, "tuner/trial_id": older["id"]}.items() <= (
+        scripts.used(curves / row["id"], {}).values.items()
+    )
+    assert not [name for name in row if name.startswith("tuner/")]
+    assert said["again"] == pytest.approx(max(float(row["score"]) for row in rows), abs=1e-6)
 
 
 def build(hp):
