@@ -267,39 +267,7 @@ def _run(values, config, space, facts, journal, max_epochs, gpus):
         )
 
     launches = values.workers_per_trial > 1 or values.strategy == "multiworker"
-    stops_at = functools.partial(
-        stopping.stops_at,
-        objective=facts.objective,
-        direction=facts.direction,
-        min_epochs=values.min_epochs,
-        min_trials=values.min_trials,
-    )
-    best = winner.Winner(config, facts, journal, max_epochs, config_files.config_to_json)
-    search = loop.Search(
-        facts,
-        journal,
-        oracles.Asker(_oracle(values, space, facts, max_epochs)),
-        trials.FitTrials(make_config, _fit_flags(values, launches)),
-        views.Views(facts, sys.stdout, sys.stdout.isatty()),
-        epochs_of=lambda chosen: chosen.get("train.epochs", max_epochs),
-        slots=processes.slots(values.parallel_trials, gpus),
-        max_retries=values.max_retries,
-        hang_timeout_seconds=0 if launches else values.hang_timeout_seconds,
-        grace_seconds=values.grace_seconds,
-        stops_at=stops_at if values.early_stopping else None,
-        when_ended=best.look_at,
-    )
-    try:
-        records = search.run()
-    except loop.ToldToLeave as left:
-        print("stopped; the same command goes on.", file=sys.stderr, flush=True)
-        return left.code
-    return _tell(best, records, make_config)
-
-
-def _oracle(values, space, facts, max_epochs):
-    """Return the oracle that was asked for."""
-    return oracles.build(
+    oracle = oracles.build(
         values.tuner,
         space,
         facts.objective,
@@ -309,18 +277,44 @@ def _oracle(values, space, facts, max_epochs):
         values.factor,
         repeats=bool(facts.max_trials),
     )
-
-
-def _tell(best, records, make_config):
-    """Score the winner and say how it is trained; return the exit code."""
+    shown = views.Views(facts, sys.stdout, sys.stdout.isatty())
+    stops_at = functools.partial(
+        stopping.stops_at,
+        objective=facts.objective,
+        direction=facts.direction,
+        min_epochs=values.min_epochs,
+        min_trials=values.min_trials,
+    )
+    best = winner.Winner(config, facts, journal, max_epochs, config_files.config_to_json)
+    with contextlib.closing(oracles.Asker(oracle)) as asker:
+        search = loop.Search(
+            facts,
+            journal,
+            asker,
+            trials.FitTrials(make_config, _fit_flags(values, launches)),
+            shown,
+            epochs_of=lambda chosen: chosen.get("train.epochs", max_epochs),
+            slots=processes.slots(values.parallel_trials, gpus),
+            max_retries=values.max_retries,
+            hang_timeout_seconds=0 if launches else values.hang_timeout_seconds,
+            grace_seconds=values.grace_seconds,
+            stops_at=stops_at if values.early_stopping else None,
+            when_ended=best.look_at,
+        )
+        try:
+            records = search.run()
+        except loop.ToldToLeave as left:
+            print("stopped; the same command goes on.", file=sys.stderr, flush=True)
+            return left.code
     best.look_at_all(records)
     if best.record is None:
         print("No trial has a score; see the logs in trials/.", file=sys.stderr, flush=True)
         return 1
     scores = best.test(make_config(best.record), _score)
     if scores:
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        print(f"test    {shown}   (trial {best.record.id}, its epoch {best.record.best_epoch})")
+        shown_scores = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        at = f"trial {best.record.id}, its epoch {best.record.best_epoch}"
+        print(f"test    {shown_scores}   ({at})")
     print(f"train   python -m tfscale.fit --config={best.path}", flush=True)
     return 0
 
