@@ -16,6 +16,7 @@ import keras_tuner
 import numpy as np
 import psutil
 import pytest
+import tensorflow as tf
 
 from tfscale.search import endings, imported, places, returned, scripts, tuner, tuners
 
@@ -110,12 +111,13 @@ def run_costs(folder, workers=1):
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_run_trial_of_ones_own_ends_in_many_ways(tmp_path, workers):
     said = run_costs(tmp_path, workers)
-    assert said["ended_by"] == "the data are gone (trial 0006)"
+    assert said["ended_by"] == "the data are gone (trial 0007)"
     trials, early = said["trials"], "the script ended before the `search` of this tuner"
     assert trials["number"] == ["COMPLETED", 1.5, None]
     assert trials["tells"] == ["COMPLETED", 1.25, None]
     assert trials["epochs"] == ["COMPLETED", 3.0, None] and said["weights"] == [[1.0]]
     assert trials["model"] == ["COMPLETED", 11.0, None]
+    assert trials["loop"] == ["COMPLETED", 21.0, None]
     assert trials["gives up"] == ["FAILED", None, "failed: it was refused: no such layer"]
     assert trials["leaves"][0] == "FAILED" and early in trials["leaves"][2]
     assert trials["ends all"][0] == "FAILED"
@@ -393,6 +395,16 @@ def test_a_fatal_error_of_a_trial_is_raised_once_as_the_class_of_keras_tuner(tmp
     with pytest.raises(keras_tuner.errors.FatalTypeError, match="no data .trial 0000"):
         endings.Endings(None).take(record(tmp_path, "failed"))
     endings.Endings(None).take(record(tmp_path, "failed"))
+
+
+def test_models_are_built_under_the_strategy_and_no_larger_than_allowed(tmp_path):
+    one = tf.distribute.OneDeviceStrategy("CPU:0")
+    model = make(tmp_path, distribution_strategy=one).build_distributed(
+        keras_tuner.HyperParameters()
+    )
+    assert model.distribute_strategy is one
+    with pytest.raises(keras_tuner.errors.FailedTrialError, match="max_model_size=4"):
+        make(tmp_path, max_model_size=4).build_distributed(keras_tuner.HyperParameters())
 
 
 def test_classes_take_keras_tuners_arguments_by_place_and_may_be_derived_from(tmp_path):
