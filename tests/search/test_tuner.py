@@ -18,7 +18,7 @@ import psutil
 import pytest
 import tensorflow as tf
 
-from tfscale.search import endings, imported, places, returned, scripts, tuner, tuners
+from tfscale.search import endings, imported, places, report, returned, scripts, tuner, tuners
 
 SCRIPT = pathlib.Path(__file__).with_name("tuner_script.py")
 ROOT = str(pathlib.Path(__file__).parents[2])
@@ -472,6 +472,20 @@ def test_a_result_without_the_objective_says_what_there_is(result, says):
     assert isinstance(error, keras_tuner.errors.FatalError)
     nameless = keras_tuner.oracles.RandomSearchOracle().objective
     assert "no objective, so that a number" in str(returned.refusal(result, nameless))
+
+
+def test_history_of_a_fit_without_the_callbacks_is_the_curve(tmp_path):
+    oracle = keras_tuner.oracles.RandomSearchOracle("val_loss")
+    trial = keras_tuner.engine.trial.Trial(keras_tuner.HyperParameters())
+    result = [history_of(loss=[3.0, 2.0, 1.0], val_loss=[2.0, 1.0, 3.0])]
+    metrics = report.Report(tmp_path, oracle, trial).end(result)
+    assert metrics == {"loss": 2.0, "val_loss": 1.0}
+    curve = scripts.read_history(tmp_path / scripts.METRICS)
+    assert [(e["epoch"], e["loss"], e["val_loss"]) for e in curve] == [
+        (1, 3.0, 2.0),
+        (2, 2.0, 1.0),
+        (3, 1.0, 3.0),
+    ]
 
 
 def test_of_several_objectives_the_sum_counts():

@@ -90,10 +90,22 @@ class Report(keras.callbacks.Callback):
         if self._is_chief:
             if not is_curve:
                 self._settle(metrics)
+            elif not scripts.read_lines(self._folder / scripts.METRICS):
+                self._write_curve(result)
             if self._log is not None:
                 self._log.close()
             write_whole(self._folder / scripts.DONE, "\n")
         return metrics
+
+    def _write_curve(self, result):
+        """Write the epochs of a `fit` that was given none of the callbacks."""
+        history = result[0].history if isinstance(result, list) else result.history
+        self._open(0)
+        for epoch in range(max(map(len, history.values()))):
+            logs = returned.numbers({n: v[epoch] for n, v in history.items() if epoch < len(v)})
+            if self._objective.has_value(logs):
+                logs[self._objective.name] = float(self._objective.get_value(logs))
+            self._write(epoch, logs)
 
     def _open(self, epoch):
         before = [
