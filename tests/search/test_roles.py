@@ -78,6 +78,7 @@ def test_of_processes_on_one_machine_the_first_is_the_chief():
         (("host0",), {}, "must be 'host:port'"),
         (("nowhere.invalid:4000",), {}, "has no address here"),
         (("0.0.0.0:4000",), {}, "Say on each which it is"),
+        (("", "chief"), slurm(1), "Add --search_chief=HOST:PORT"),
         (("", "worker"), {}, "Add --search_chief=HOST:PORT"),
         (("127.0.0.1:4000", "boss"), {}, "one of auto, chief, worker"),
         ((), KERAS, "belong together"),

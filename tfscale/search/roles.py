@@ -67,15 +67,12 @@ def resolve(search_chief="", search_role="auto", environ=os.environ):
                 )
             search_role = _role_at(search_chief)
         return Role(search_role, search_chief, name)
-    found = _of_keras_tuner(environ) or _of_slurm(environ, name)
-    if found is not None:
-        return found
     if search_role != "auto":
         raise ValueError(
-            "A role in a search belongs to a search on several machines. Received: "
-            f"{search_role!r} without the chief's address. Add --search_chief=HOST:PORT."
+            "A role in a search belongs to the chief's address. Received: "
+            f"{search_role!r} without one. Add --search_chief=HOST:PORT."
         )
-    return Role(name=name)
+    return _of_keras_tuner(environ) or _of_slurm(environ, name) or Role(name=name)
 
 
 def listening(role):
