@@ -314,7 +314,7 @@ class Tuner(hooks.Hooks, found.Found):
             direction=objective.direction,
             tuner=identity["tuner"].removesuffix("Oracle"),
             max_trials=identity["max_trials"],
-            parameters=space.parameters(self.oracle.get_space()),
+            parameters=space.parameters(oracle.get_space()),
             run_dir=run_dir,
             began=identity["began"],
         )
