@@ -238,27 +238,26 @@ def _run(values, config, space, facts, journal, max_epochs, slots, joined):
         min_trials=values.min_trials,
     )
     best = winner.Winner(config, facts, journal, max_epochs, config_files.config_to_json)
-    with contextlib.closing(oracles.Asker(oracle)) as asker:
-        search = loop.Search(
-            facts,
-            journal,
-            asker,
-            trials.FitTrials(make_config, _fit_flags(values)),
-            shown,
-            epochs_of=lambda chosen: chosen.get("train.epochs", max_epochs),
-            slots=slots,
-            service=joined,
-            max_retries=values.max_retries,
-            hang_timeout_seconds=_hang_timeout_seconds(values),
-            grace_seconds=values.grace_seconds,
-            stops_at=stops_at if values.early_stopping else None,
-            when_ended=best.look_at,
-        )
-        try:
-            records = search.run()
-        except leaving.ToldToLeave as left:
-            print("stopped; the same command goes on.", file=sys.stderr, flush=True)
-            return left.code
+    search = loop.Search(
+        facts,
+        journal,
+        oracles.Asker(oracle),
+        trials.FitTrials(make_config, _fit_flags(values)),
+        shown,
+        epochs_of=lambda chosen: chosen.get("train.epochs", max_epochs),
+        slots=slots,
+        service=joined,
+        max_retries=values.max_retries,
+        hang_timeout_seconds=_hang_timeout_seconds(values),
+        grace_seconds=values.grace_seconds,
+        stops_at=stops_at if values.early_stopping else None,
+        when_ended=best.look_at,
+    )
+    try:
+        records = search.run()
+    except leaving.ToldToLeave as left:
+        print("stopped; the same command goes on.", file=sys.stderr, flush=True)
+        return left.code
     best.look_at_all(records)
     code = _conclude(best, make_config)
     if joined is not None:

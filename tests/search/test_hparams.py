@@ -9,6 +9,7 @@ from tensorboard.compat.tensorflow_stub import errors
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
+from tfscale.search import hparams
 from tfscale.search.hparams import HParams
 
 
@@ -117,3 +118,15 @@ def test_values_that_tensorboard_has_no_kind_for_are_text(tmp_path):
     HParams(records.facts(tmp_path)).update([trial])
     [(_, start)] = read(trial.path / "tensorboard")[metadata.SESSION_START_INFO_TAG]
     assert start.session_start_info.hparams["model.arguments.units"].string_value == "[8, 4]"
+
+
+def test_the_folder_of_a_tensorboard_callback_gets_the_values_and_the_end(tmp_path):
+    board = tmp_path / "0001" / "execution0"
+    hparams.write_chosen(board, {"units": 32, "shape": [1, 2]}, "trial 0001", 7.0)
+    hparams.write_end(board)
+    found = read(board)
+    [(_, start)] = found[metadata.SESSION_START_INFO_TAG]
+    values = start.session_start_info.hparams
+    assert values["units"].number_value == 32 and values["shape"].string_value == "[1, 2]"
+    [(_, end)] = found[metadata.SESSION_END_INFO_TAG]
+    assert end.session_end_info.status == 1

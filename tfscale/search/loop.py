@@ -206,6 +206,8 @@ class Search:
             record.history = record.history[: running.stops_at]
             end = processes.End(trials.STOPPED, f"by the median at epoch {running.stops_at}")
         self._take_history(record, record.history)
+        if end.state == trials.COMPLETED and (reason := self._kind.unfinished(record)):
+            end = processes.End(trials.FAILED, reason)
         if end.state == trials.COMPLETED and record.score is None:
             end = processes.End(trials.DIVERGED, f"{self.facts.objective} was never finite")
         result = {"trial": record.id, "state": end.state, "reason": end.reason}

