@@ -51,13 +51,14 @@ def _main(argv):
     config_files.check_types(config)
     role = _role(values)
     num_slots = 0 if role.only_leads else values.parallel_trials
-    tune_flags.check(values, num_slots)
+    tune_flags.check(values, num_slots, role)
     search_space = _search_space(file)
     gpus = _import_quietly()
     space = space_lib.define(search_space)
     space_lib.check(space, config, config_files.check_types)
     checks.check_arguments(space, config)
     objective, direction = checks.settle_objective(values.objective, values.direction, config)
+    checks.check_comparable(space, objective, config)
     run_dir = _run_dir(values, config, role)
     max_epochs = _max_epochs(values, config, space)
     spans = config.schedule.epochs or max_epochs
@@ -173,11 +174,12 @@ def _max_epochs(values, config, space):
 
 def _open(run_dir):
     """Make the folder and open its journal."""
-    if (run_dir / "config.json").exists():
-        raise config_files.UsageError(
-            "--run_dir must be a new folder or that of this search. Received: "
-            f"{run_dir}, which holds a run of tfscale.fit. Use another --run_dir."
-        )
+    for file, what in (("config.json", "a run of tfscale.fit"), ("oracle.json", "keras-tuner's")):
+        if (run_dir / file).exists():
+            raise config_files.UsageError(
+                "--run_dir must be a new folder or that of this search. Received: "
+                f"{run_dir}, which holds {what}. Use another --run_dir."
+            )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         return journal_lib.Journal(run_dir / "journal.jsonl")
