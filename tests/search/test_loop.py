@@ -11,6 +11,7 @@ import time
 import pytest
 import searching
 
+from tfscale import config
 from tfscale.cluster import local
 from tfscale.search import leaving, processes, stopping, trials
 
@@ -148,6 +149,14 @@ def test_signal_lets_trials_leave_and_counts_nothing(tmp_path):
     assert left.value.code == 143
     assert [event["trial"] for event in events(tmp_path, "ended")] == ["0000"]
     assert all(local.state_of(pid) in ("", "Z") for pid, _ in pids(tmp_path))
+
+
+def test_a_trial_begins_anew_where_the_one_it_continues_died_before_it_saved_anything(tmp_path):
+    kind = trials.FitTrials(lambda record: config.RunConfig())
+    parent, child = trials.unasked("0000", tmp_path), trials.unasked("0001", tmp_path)
+    for record, before in ((parent, None), (child, parent), (child, parent)):
+        kind.prepare(record, before)
+        assert [file.name for file in record.path.iterdir()] == ["config.json"]
 
 
 def test_machine_is_divided_among_trials():

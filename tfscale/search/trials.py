@@ -162,7 +162,7 @@ class FitTrials:
         """Write what a trial needs before its first start; again, where that was cut off.
 
         One that continues another begins with that one's checkpoints, its best one too, and with
-        its curves.
+        its curves; anew, where that one has saved nothing.
 
         Args:
             record: the trial's `TrialRecord`.
@@ -174,12 +174,14 @@ class FitTrials:
         checkpoints = record.path / "checkpoints"
         if parent is None or checkpoints.exists():
             return
+        older = checkpoint.Checkpoints(parent.path / "checkpoints")
+        if not older.steps():
+            return
         checkpoint.write_whole(
             record.path / "metrics.jsonl", (parent.path / "metrics.jsonl").read_text()
         )
         beside = checkpoints.with_name("checkpoints.copying")
         shutil.rmtree(beside, ignore_errors=True)
-        older = checkpoint.Checkpoints(parent.path / "checkpoints")
         beside.mkdir()
         for step in older.steps():
             shutil.copytree(
