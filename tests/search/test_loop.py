@@ -1,5 +1,6 @@
 """The way of a trial, with real processes that need no TensorFlow."""
 
+import json
 import os
 import pathlib
 import signal
@@ -69,6 +70,27 @@ def test_what_ends_a_trial_is_recorded_and_the_search_goes_on(tmp_path):
     starts = pids(tmp_path)
     assert len(starts) == 7 + 3
     assert all(not pathlib.Path(f"/proc/{pid}").exists() for pid, _ in starts)
+
+
+def test_a_trial_that_gets_on_between_its_failures_is_started_again_as_often_as_it_takes(tmp_path):
+    records, _ = searching.search(tmp_path, [good(0.1, does="stumble")], max_retries=1)
+    assert (records[0].state, records[0].epochs) == ("completed", 3)
+    assert [done for _, done in pids(tmp_path)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("does", "starts"), [("crash", 2), ("stumble", 3)])
+def test_search_that_goes_on_counts_failed_starts_as_if_it_had_not_ended(tmp_path, does, starts):
+    chosen, journal = [good(0.1, does=does)], tmp_path / "journal.jsonl"
+    undisturbed = searching.search(tmp_path, chosen, max_retries=1)[0]
+    lines = journal.read_text().splitlines(keepends=True)
+    last = max(i for i, line in enumerate(lines) if '"retried"' in line)
+    journal.write_text("".join(lines[: last + 1]))
+    metrics = tmp_path / "trials/0000/metrics.jsonl"
+    epochs = json.loads(lines[last])["epochs"]
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:epochs]))
+    records = searching.search(tmp_path, chosen, max_retries=1)[0]
+    assert searching.table(records) == searching.table(undisturbed)
+    assert len(pids(tmp_path)) == starts + 1
 
 
 def test_a_trial_that_stands_still_is_ended_with_its_stacks_in_the_log(tmp_path):

@@ -30,7 +30,8 @@ class Search:
         slots: the `processes.Slot` of each of the trials that run at once on this machine; one by
             default.
         service: the `service.Service` of the machines that join; None without any.
-        max_retries: how often a trial that has failed is started again, where it may come right.
+        max_retries: how often a trial that has failed is started again, where it may come right;
+            counted anew when it has done an epoch more.
         hang_timeout_seconds: as for `processes.TrialProcess`.
         grace_seconds: from SIGTERM to SIGKILL.
         stops_at: a function from a trial's history and those of the others that have ended with
@@ -64,7 +65,7 @@ class Search:
         self._stops_at, self._when_ended = stops_at, when_ended
         self._waiting = collections.deque()  # records that need a slot, oldest first
         self._running = {}  # id -> _Running
-        self._tries = collections.Counter()  # id -> starts that have failed
+        self._tries = {}  # id -> starts that have failed since its last new epoch, and its epochs
         self._losses = collections.Counter()  # id -> machines that were lost with it
         self._sessions = {}  # id -> the session of a joined machine that may run it
         self._is_exhausted = self._is_idle = False
@@ -212,9 +213,11 @@ class Search:
             end = processes.End(trials.DIVERGED, f"{self.facts.objective} was never finite")
         result = {"trial": record.id, "state": end.state, "reason": end.reason}
         result["seconds"] = round(record.seconds, 2)
-        if end.may_come_right and self._tries[record.id] < self._max_retries:
-            self._tries[record.id] += 1
-            self._write("retried", **result)
+        tries, epochs = self._tries.get(record.id, (0, 0))
+        tries = tries if record.epochs <= epochs else 0
+        if end.may_come_right and tries < self._max_retries:
+            self._tries[record.id] = (tries + 1, record.epochs)
+            self._write("retried", **result, tries=tries + 1, epochs=record.epochs)
             record.reason, record.machine = end.reason, ""
             self._waiting.append(record)
             return
@@ -276,7 +279,7 @@ class Search:
             return
         self._sessions.pop(record.id, None)
         if event["event"] == "retried":
-            self._tries[record.id] += 1
+            self._tries[record.id] = (event["tries"], event["epochs"])
         else:
             self._losses[record.id] = event["losses"]
         record.seconds, record.reason = event["seconds"], event["reason"]
