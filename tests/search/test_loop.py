@@ -13,7 +13,7 @@ import pytest
 import searching
 
 from tfscale import config
-from tfscale.cluster import local
+from tfscale.cluster import local, ports
 from tfscale.search import leaving, processes, stopping, trials
 
 pytestmark = pytest.mark.workers
@@ -141,6 +141,23 @@ def test_search_that_is_killed_goes_on_and_ends_as_an_undisturbed_one(
     assert len(events(run_dir, "created")) == len(events(run_dir, "ended")) == 3
     if moment == "in a trial":
         assert [done for _, done in pids(run_dir)][2] >= 2  # it went on where it was
+
+
+@pytest.mark.parametrize("lease", [0, 0.1])
+def test_what_ran_elsewhere_waits_for_the_lease_of_then(tmp_path, lease):
+    """The search is started again without machines, or with a lease that is shorter."""
+    on = {"on": "m2", "session": "0123", "lease_seconds": 1.5}
+    begun = [
+        {"event": "created", "trial": "0000", "values": good(0.1), "parent": "", "epochs": 0},
+        {"event": "started", "trial": "0000", **on, "time": time.time()},
+    ]
+    journal = "".join(json.dumps(event) + "\n" for event in begun)
+    (tmp_path / "journal.jsonl").write_text(journal)
+    lead = f"127.0.0.1:{ports.free_ports(1)[0]}" if lease else ""
+    began = time.time()
+    records, _ = searching.search(tmp_path, [good(0.1)], lead=lead, lease=lease)
+    assert records[0].state == "completed"
+    assert events(tmp_path, "started")[1]["time"] - began >= 1.4
 
 
 def test_finished_search_starts_nothing_again(tmp_path):

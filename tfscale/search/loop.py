@@ -67,7 +67,8 @@ class Search:
         self._running = {}  # id -> _Running
         self._tries = {}  # id -> starts that have failed since its last new epoch, and its epochs
         self._losses = collections.Counter()  # id -> machines that were lost with it
-        self._sessions = {}  # id -> the session of a joined machine that may run it
+        self._sessions = {}  # id -> the session of a joined machine that may run it, and its lease
+        self._began = 0.0
         self._is_exhausted = self._is_idle = False
         self._guard = None
 
@@ -82,7 +83,7 @@ class Search:
             leaving.ToldToLeave: if a signal ended it; the same command goes on.
         """
         self._replay()
-        told = []
+        self._began, told = time.monotonic(), []
         with leaving.noted_signals(told), contextlib.closing(local.Guard()) as self._guard:
             try:
                 while not told:
@@ -152,13 +153,17 @@ class Search:
 
     def _may_start(self, record):
         """Say whether no machine, of an earlier life of the search, may still run a trial."""
-        session = self._sessions.get(record.id)
-        return session is None or self._service is None or self._service.is_gone(session)
+        session, lease_seconds = self._sessions.get(record.id, ("", 0.0))
+        if not session or (self._service is not None and self._service.is_gone(session)):
+            return True
+        return time.monotonic() - self._began > lease_seconds
 
     def _start_in(self, slot, record):
         if slot not in self._own_slots:
-            record.machine, self._sessions[record.id] = slot.machine, slot.session
-            self._write("started", trial=record.id, on=slot.machine, session=slot.session)
+            record.machine = slot.machine
+            self._sessions[record.id] = stay = (slot.session, slot.lease_seconds)
+            place = {"on": slot.machine, "session": stay[0], "lease_seconds": stay[1]}
+            self._write("started", trial=record.id, **place)
             return _Running(record, slot.start(record.id), None)
         record.machine = ""
         self._own_slots.remove(slot)
@@ -275,7 +280,9 @@ class Search:
         record = self._record(event["trial"])
         if event["event"] == "started":
             record.started, record.machine = record.started or event["time"], event.get("on", "")
-            self._sessions[record.id] = event.get("session")
+            self._sessions.pop(record.id, None)
+            if "session" in event:
+                self._sessions[record.id] = (event["session"], event["lease_seconds"])
             return
         self._sessions.pop(record.id, None)
         if event["event"] == "retried":
