@@ -110,10 +110,10 @@ class NoViews:
         pass
 
 
-def search(run_dir, chosen, slots=1, lead="", lease=30, **settings):
+def search(run_dir, chosen, slots=1, lead="", lease=30, kind=ScriptedTrials, **settings):
     """Run a search to its end; return its records and its oracle.
 
-    `lead` is the address at which other processes may join.
+    `lead` is the address at which other processes may join, `kind` the class of what trials run.
     """
     run_dir = pathlib.Path(run_dir)
     run_dir.mkdir(exist_ok=True)
@@ -124,7 +124,7 @@ def search(run_dir, chosen, slots=1, lead="", lease=30, **settings):
     try:
         with service.offered(role, run_dir, {"chosen": chosen}, (), lease, None) as joined:
             settings["service"] = joined
-            records = loop.Search(facts, log, oracle, ScriptedTrials(), NoViews(), **settings).run()
+            records = loop.Search(facts, log, oracle, kind(), NoViews(), **settings).run()
             if joined:
                 joined.end_search()
             return records, oracle

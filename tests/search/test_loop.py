@@ -93,6 +93,36 @@ def test_search_that_goes_on_counts_failed_starts_as_if_it_had_not_ended(tmp_pat
     assert len(pids(tmp_path)) == starts + 1
 
 
+class Obstructed(searching.ScriptedTrials):
+    """What a trial's folder needs cannot be written at its first start."""
+
+    def prepare(self, record, parent):
+        self.obstacle(record).parent.mkdir(parents=True, exist_ok=True)
+        if record.reason:
+            self.obstacle(record).rmdir()
+        elif record.id == "0000":
+            self.obstacle(record).mkdir()
+        super().prepare(record, parent)
+
+
+class NoValues(Obstructed):
+    def obstacle(self, record):
+        return record.path / "values.json"
+
+
+class NoLog(Obstructed):
+    def obstacle(self, record):
+        return record.log
+
+
+@pytest.mark.parametrize("kind", [NoValues, NoLog])
+def test_a_trial_whose_files_cannot_be_written_is_started_again(tmp_path, kind):
+    records, _ = searching.search(tmp_path, [good(0.1), good(0.2)], kind=kind)
+    assert [r.state for r in records] == ["completed"] * 2
+    retried = events(tmp_path, "retried")
+    assert [e["trial"] for e in retried] == ["0000"] and "Is a directory" in retried[0]["reason"]
+
+
 def test_a_trial_that_stands_still_is_ended_with_its_stacks_in_the_log(tmp_path):
     chosen = [good(0.1, does="hang"), good(0.2)]
     records, _ = searching.search(tmp_path, chosen, max_retries=0, hang_timeout_seconds=1)

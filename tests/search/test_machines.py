@@ -16,7 +16,7 @@ import pytest
 import searching
 
 from tfscale.cluster import local, ports, wire
-from tfscale.search import leaving, protocol, roles, service, trials
+from tfscale.search import joining, leaving, processes, protocol, roles, service, trials
 
 pytestmark = pytest.mark.workers
 LEASE = 6  # seconds: what a busy machine keeps
@@ -288,6 +288,20 @@ def test_a_chief_that_does_not_come_is_waited_for_so_long(machines):
     assert process.wait(30) == 1
     assert f"looking for the chief: {machines.address} refused" in machines.said("m2")
     assert "nothing listens there" in machines.said("m2")
+
+
+def test_a_trial_that_could_not_start_here_may_be_stopped_all_the_same(tmp_path):
+    role = roles.Role("worker", "127.0.0.1:1", "m2")
+    member = joining.Member(
+        role, tmp_path, {}, searching.ScriptedTrials, processes.slots(1), stream=None
+    )
+    member._kind = searching.ScriptedTrials()
+    with contextlib.closing(local.Guard()) as member._guard:
+        member._follow(0, protocol.Order("0000", 1))  # its folder is not there
+        member._look_after_trials([])
+        member._follow(0, protocol.Order("0000", 1, protocol.STOP))
+        end = member._running[0].report().end
+    assert end.state == "failed" and "No such file" in end.reason and end.may_come_right
 
 
 RUBBISH = [

@@ -146,8 +146,12 @@ class Search:
         ready = [record for record in self._waiting if self._may_start(record)]
         for record, slot in zip(ready, slots, strict=False):
             self._waiting.remove(record)
-            self._kind.prepare(record, self._record(record.parent) if record.parent else None)
-            record.log.parent.mkdir(exist_ok=True)
+            try:
+                self._kind.prepare(record, self._record(record.parent) if record.parent else None)
+                record.log.parent.mkdir(exist_ok=True)
+            except OSError as error:  # a disk that is full, or away for a moment
+                self._take_in(record, processes.End(trials.FAILED, str(error), True))
+                continue
             self._running[record.id] = self._start_in(slot, record)
             record.started = record.started or self._journal.events[-1]["time"]
 
@@ -203,7 +207,7 @@ class Search:
             self._end(running)
 
     def _end(self, running):
-        """Judge a process that is over: the trial has ended, or is started again."""
+        """Judge a process that is over."""
         record = running.record
         if running.process.lost and not running.stops_at and self._goes_on_elsewhere(running):
             return
@@ -216,6 +220,10 @@ class Search:
             end = processes.End(trials.FAILED, reason)
         if end.state == trials.COMPLETED and record.score is None:
             end = processes.End(trials.DIVERGED, f"{self.facts.objective} was never finite")
+        self._take_in(record, end)
+
+    def _take_in(self, record, end):
+        """Write how a start of a trial has ended, and have it wait again where that may help."""
         result = {"trial": record.id, "state": end.state, "reason": end.reason}
         result["seconds"] = round(record.seconds, 2)
         tries, epochs = self._tries.get(record.id, (0, 0))
