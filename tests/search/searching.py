@@ -146,6 +146,29 @@ def join(run_dir, chosen, address, name, slots=1, seconds=60):
     ).run()
 
 
+def events(run_dir, kind=None):
+    """Return the events in a search's journal, all or those of a kind."""
+    lines = trials._lines(pathlib.Path(run_dir) / "journal.jsonl")
+    return [line for line in lines if kind in (None, line["event"])]
+
+
+def pids(run_dir):
+    """Return processes of all trials, and the epochs each found done."""
+    found = []
+    for file in sorted(pathlib.Path(run_dir).glob("trials/*/pids")):
+        found += [tuple(map(int, line.split())) for line in file.read_text().splitlines()]
+    return found
+
+
+def wait_for(condition, seconds=40.0):
+    """Return what a function returns as soon as that is something."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
 def table(records):
     """What has to be equal in two searches: all but times."""
     return [

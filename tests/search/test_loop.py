@@ -11,6 +11,7 @@ import time
 
 import pytest
 import searching
+from searching import events, pids, wait_for
 
 from tfscale import config
 from tfscale.cluster import local, ports
@@ -21,26 +22,6 @@ pytestmark = pytest.mark.workers
 
 def good(level, **more):
     return {"level": level, "epochs": 3, **more}
-
-
-def events(run_dir, kind):
-    lines = trials._lines(pathlib.Path(run_dir) / "journal.jsonl")
-    return [line for line in lines if line["event"] == kind]
-
-
-def pids(run_dir):
-    """Processes of all trials, and the epochs each found done."""
-    found = []
-    for file in sorted(pathlib.Path(run_dir).glob("trials/*/pids")):
-        found += [tuple(map(int, line.split())) for line in file.read_text().splitlines()]
-    return found
-
-
-def wait_for(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_trials_run_to_the_end_and_the_oracle_hears_of_them(tmp_path):

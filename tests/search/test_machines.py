@@ -14,6 +14,7 @@ import time
 
 import pytest
 import searching
+from searching import events, pids, wait_for
 
 from tfscale.cluster import local, ports, wire
 from tfscale.search import joining, leaving, processes, protocol, roles, service, trials
@@ -25,26 +26,6 @@ SHORT = 3
 
 def chosen(number=6, epochs=5, seconds=0.2):
     return [{"level": i / 10, "epochs": epochs, "seconds": seconds} for i in range(1, number + 1)]
-
-
-def events(run_dir, kind=None):
-    lines = trials._lines(pathlib.Path(run_dir) / "journal.jsonl")
-    return [line for line in lines if kind in (None, line["event"])]
-
-
-def pids(run_dir):
-    found = []
-    for file in sorted(pathlib.Path(run_dir).glob("trials/*/pids")):
-        found += [tuple(map(int, line.split())) for line in file.read_text().splitlines()]
-    return found
-
-
-def wait_for(condition, seconds=40.0):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return found
 
 
 class Machines:
@@ -311,6 +292,7 @@ RUBBISH = [
     b'{"proof": "\\ud800", "nonce": 1}\n',
     b'{"proof": null}\n',
     bytes(range(256)) * 8000,
+    b"x" * 2_000_000,
 ]
 
 
@@ -350,6 +332,13 @@ class TestStrangers:
         assert reply["session"] and len(led.free_slots()) == 1
         channel.close()
         assert "Traceback" not in capfd.readouterr().err
+
+    def test_a_line_without_an_end_is_not_read_for_ever(self, led):
+        num_sent = 0
+        with socket.create_connection(led.address) as connection, contextlib.suppress(OSError):
+            while num_sent < 2**26:
+                num_sent += connection.send(b"x" * 2**16)
+        assert num_sent < 2**26  # of which the system holds some
 
     def test_who_does_not_see_the_folder_is_not_taken_in(self, led, tmp_path):
         assert (tmp_path / protocol.FILE).stat().st_mode & 0o077 == 0  # nor reads the secret
