@@ -205,6 +205,30 @@ def test_what_ends_a_trial_elsewhere_is_recorded_as_if_it_were_here(machines):
     assert retried == ["0000", "0001"] and not events(machines.run_dir, "lost")
 
 
+class Forgetful(searching.ScriptedTrials):
+    """Sees a trial's files as soon as its folder was listed, as on a network's file system."""
+
+    listed = []  # by `os.listdir`
+
+    def history(self, record):
+        return super().history(record) if record.path in self.listed else []
+
+
+def test_a_trial_that_ran_elsewhere_has_ended_as_its_files_say_in_the_end(machines, monkeypatch):
+    listdir = os.listdir
+
+    def noted(path="."):
+        Forgetful.listed.append(path)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", noted)
+    todo = chosen(1, epochs=2)
+    second = machines.join(todo)
+    searching.search(machines.run_dir, todo, 0, machines.address, LEASE, kind=Forgetful)
+    machines.finish(second)
+    check_undisturbed(machines.run_dir, todo)
+
+
 def test_a_frozen_machine_has_its_trial_ended_before_another_gets_it(machines):
     todo, run_dir = chosen(1, epochs=30), machines.run_dir
     chief, second = machines.lead(todo, slots=0, lease=SHORT), machines.join(todo)

@@ -190,6 +190,8 @@ class Search:
         if not has_ended and process.seconds < running.reads_at:
             return
         running.reads_at = process.seconds + _READ_SECONDS
+        if has_ended and running.slot is None:
+            trials.look_anew(record.path)
         self._take_history(record, self._kind.history(record))
         if running.stops_at is None and self._stops_at:
             others = [

@@ -237,6 +237,19 @@ def read_history(path):
     return [finished[epoch] for epoch in sorted(finished)]
 
 
+def look_anew(path):
+    """Have a network's file system look for what another machine has written.
+
+    It may remember for some seconds that a file was not there.
+
+    Args:
+        path: a trial's folder.
+    """
+    for folder in (path.parent, path):
+        with contextlib.suppress(OSError):
+            os.listdir(folder)
+
+
 def best_of(history, objective, direction):
     """Return the best value of an objective and its epoch, or `(None, None)`.
 
