@@ -1,10 +1,12 @@
 """`tfscale.search.Tuner`: keras-tuner's interface, trials that run the script again."""
 
+import contextlib
 import csv
 import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +21,17 @@ import pytest
 import tensorflow as tf
 
 from tfscale.cluster import ports
-from tfscale.search import endings, imported, places, report, returned, scripts, tuner, tuners
+from tfscale.search import (
+    endings,
+    imported,
+    journal,
+    places,
+    report,
+    returned,
+    scripts,
+    tuner,
+    tuners,
+)
 
 SCRIPT = pathlib.Path(__file__).with_name("tuner_script.py")
 ROOT = str(pathlib.Path(__file__).parents[2])
@@ -387,13 +399,19 @@ def record(tmp_path, state, id="0000"):
     return types.SimpleNamespace(id=id, state=state, reason="it broke", path=tmp_path)
 
 
-def test_failures_in_a_row_end_a_search_where_the_user_says_so(tmp_path):
-    ending = endings.Endings(2)
+@pytest.fixture
+def log(tmp_path):
+    with contextlib.closing(journal.Journal(tmp_path / "journal.jsonl")) as found:
+        yield found
+
+
+def test_failures_in_a_row_end_a_search_where_the_user_says_so(tmp_path, log):
+    ending = endings.Endings(2, log)
     for state in ("failed", "completed", "hung"):
         ending.take(record(tmp_path, state))
     with pytest.raises(RuntimeError, match="2 trials in a row"):
         ending.take(record(tmp_path, "diverged"))
-    unlimited = endings.Endings(None)
+    unlimited = endings.Endings(None, log)
     for _ in range(20):
         unlimited.take(record(tmp_path, "failed"))
     oracle = keras_tuner.oracles.RandomSearchOracle()
@@ -402,15 +420,27 @@ def test_failures_in_a_row_end_a_search_where_the_user_says_so(tmp_path):
     assert endings.failures_allowed(oracle) == 8
 
 
-def test_a_fatal_error_of_a_trial_is_raised_once_as_the_class_of_keras_tuner(tmp_path):
+def test_a_search_that_failures_have_ended_goes_on_behind_them_with_a_new_count(tmp_path, log):
+    failed = [record(tmp_path, "failed", f"{number:04d}") for number in range(6)]
+    ended_by = []
+    for _ in range(3):  # processes, each of which begins with what has ended before
+        ending = endings.Endings(2, log)
+        with pytest.raises(RuntimeError) as raised:
+            for one in failed:
+                ending.take(one)
+        ended_by.append(re.search(r"trial (\d+)", str(raised.value))[1])
+    assert ended_by == ["0001", "0003", "0005"]
+
+
+def test_a_fatal_error_of_a_trial_is_raised_once_as_the_class_of_keras_tuner(tmp_path, log):
     class Mine(keras_tuner.errors.FatalTypeError):
         pass
 
     kinds = [kind.__name__ for kind in Mine.__mro__]
     (tmp_path / scripts.FATAL).write_text(json.dumps({"kinds": kinds, "message": "no data"}))
     with pytest.raises(keras_tuner.errors.FatalTypeError, match="no data .trial 0000"):
-        endings.Endings(None).take(record(tmp_path, "failed"))
-    endings.Endings(None).take(record(tmp_path, "failed"))
+        endings.Endings(None, log).take(record(tmp_path, "failed"))
+    endings.Endings(None, log).take(record(tmp_path, "failed"))
 
 
 def test_models_are_built_under_the_strategy_and_no_larger_than_allowed(tmp_path):

@@ -200,12 +200,12 @@ class Tuner(hooks.Hooks, found.Found):
         run_dir.mkdir(parents=True, exist_ok=True)
         oracle = copy.deepcopy(self._unasked)
         oracle.max_consecutive_failed_trials = _NO_BOUND  # `ending` counts
-        ending = endings.Endings(self._max_failures)
         stream = _stream(fit_kwargs)
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(
                 contextlib.closing(journal.Journal(run_dir / "journal.jsonl"))
             )
+            ending = endings.Endings(self._max_failures, log)
             facts, seed = self._settle(run_dir, oracle)
             joined = stack.enter_context(self._offered(run_dir, stream))
             asker = scripts.ScriptAsker(oracle, run_dir)
