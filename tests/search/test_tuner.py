@@ -1,5 +1,6 @@
 """`tfscale.search.Tuner`: keras-tuner's interface, trials that run the script again."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -8,6 +9,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -19,7 +21,17 @@ import pytest
 import tensorflow as tf
 
 from tfscale.cluster import ports
-from tfscale.search import endings, imported, places, report, returned, scripts, tuner, tuners
+from tfscale.search import (
+    endings,
+    imported,
+    journal,
+    places,
+    report,
+    returned,
+    scripts,
+    tuner,
+    tuners,
+)
 
 SCRIPT = pathlib.Path(__file__).with_name("tuner_script.py")
 ROOT = str(pathlib.Path(__file__).parents[2])
@@ -372,6 +384,68 @@ def test_a_later_tuner_of_the_script_puts_the_search_of_an_earlier_one_aside(tmp
     assert first.get_best_hyperparameters()[0].get("units") == 16
     assert not second.get_best_hyperparameters()
     assert second.project_dir == str(tmp_path / "untitled_project")
+
+
+def test_overwrite_leaves_alone_a_search_that_is_going_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "_taken", {})
+    folder, aside = tmp_path / "untitled_project", tmp_path / ".untitled_project.tuner1"
+    leave_search(folder)
+    leave_search(aside)  # of the first tuner of that script
+    with contextlib.closing(journal.Journal(folder / "journal.jsonl")):
+        with pytest.raises(ValueError, match="a search is going on"):
+            places.take(tmp_path, folder.name, 1, True, 30)
+        places.take(tmp_path, folder.name, 1, False, 30)  # to look at it
+        assert (folder / "search.json").exists() and (aside / "search.json").exists()
+    places._taken.clear()
+    places.take(tmp_path, folder.name, 1, True, 30)
+    assert not folder.exists() and not aside.exists()
+
+
+def test_overwrite_waits_until_machines_that_had_joined_write_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "_taken", {})
+    folder = tmp_path / "untitled_project"
+    leave_search(folder)
+    started = {"event": "started", "trial": "0002", "on": "vm-2", "session": "a"}
+    with open(folder / "journal.jsonl", "a") as file:
+        file.write(json.dumps(started) + "\n")
+
+    def write():
+        for _ in range(10):
+            path = folder / "trials" / "0002"
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "metrics.jsonl").touch()
+            time.sleep(0.02)
+
+    machine = threading.Thread(target=write)
+    machine.start()
+    places.take(tmp_path, folder.name, 1, True, lease_seconds=2)
+    machine.join()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "overwrite", "says"),
+    [
+        ("config.json", False, "holds a run of tfscale.fit"),
+        ("config.json", True, "holds a run of tfscale.fit"),
+        ("oracle.json", False, "holds a search of keras-tuner itself"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused(tmp_path, name, overwrite, says):
+    folder = tmp_path / "untitled_project"
+    folder.mkdir()
+    (folder / name).write_text("{}")
+    with pytest.raises(ValueError, match=says):
+        make(tmp_path, overwrite=overwrite)
+    assert (folder / name).exists()
+
+
+def test_a_later_tuner_takes_the_place_of_an_earlier_one_in_a_folder_of_folders(tmp_path):
+    make(tmp_path, project_name="digits/mlp", overwrite=True)
+    leave_search(tmp_path / "digits" / "mlp")
+    make(tmp_path, project_name="digits/mlp", overwrite=True)
+    [aside] = (tmp_path / "digits").iterdir()
+    assert aside.name.startswith(".mlp.tuner") and (aside / "search.json").exists()
 
 
 def leave_search(folder):
