@@ -636,6 +636,20 @@ def test_a_life_that_begins_in_the_second_execution_keeps_the_weights_of_a_bette
     assert kept_weight(tmp_path) == 4
 
 
+def test_a_trial_that_continues_another_keeps_the_best_weights_of_all_its_executions(tmp_path):
+    life, epoch = life_of(tmp_path)
+    life.begin(0)
+    epoch(0, loss=2.0, weight=1)
+    life.begin(1)
+    epoch(0, loss=1.0, weight=2)
+    life, epoch = life_of(tmp_path)  # Hyperband's next rung, which has a copy of the files
+    life.begin(0)
+    epoch(1, loss=1.5, weight=3)
+    assert kept_weight(tmp_path) == 2
+    epoch(2, loss=0.5, weight=4)
+    assert kept_weight(tmp_path) == 4
+
+
 def test_who_reads_the_best_weights_while_others_are_saved_reads_the_old_ones(tmp_path):
     life, epoch = life_of(tmp_path)
     life.begin(0)

@@ -118,12 +118,13 @@ class Report(keras.callbacks.Callback):
             self._write(epoch, logs)
 
     def _open(self, epoch):
-        before = [
-            v for e, v in _scores(self._folder / scripts.METRICS, self._objective) if e < epoch
-        ]
-        for value in before:
-            if self._best is None or self._objective.better_than(value, self._best):
-                self._best = value
+        scores = _scores(self._folder / scripts.METRICS, self._objective)
+        before = [value for number, value in scores if number < epoch]
+        kept = _value_of_weights(self._folder) if before else None  # maybe of another execution
+        if kept is not None:
+            before.append(kept)
+        if before:
+            self._best = _best(before, self._objective)
         if self._is_chief:
             self._log = ScalarLog(
                 self._folder / scripts.METRICS, self._folder / "tensorboard", epoch
