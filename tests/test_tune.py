@@ -71,6 +71,14 @@ def refusal(capfd, *arguments):
         (RATE, ["--parallel_trials=500"], "--oversubscribe"),
         (RATE, ["--strategy=mirrored", "--workers_per_trial=2"], "--strategy=multiworker"),
         (RATE, ["--tuner=hyperband", "--early_stopping=median"], "Leave out one of them"),
+        (RATE, ["--num_replicas=4", "--strategy=onedevice"], "belongs to --strategy=mirrored"),
+        (RATE, ["--factor=2"], "belongs to --tuner=hyperband"),
+        (RATE, ["--min_epochs=2"], "belongs to --early_stopping=median"),
+        (RATE, ["--max_restarts=2"], "belongs to --strategy=multiworker"),
+        (RATE, ["--lease_seconds=9"], "belongs to the chief"),
+        (RATE, ["--search_chief=127.0.0.1:1", "--lease_seconds=100000"], "86400"),
+        (RATE, ["--config.data.validation_split=test"], "No trial sees the test split"),
+        ('hp.Choice("loss.name", ["poisson", "mse"])', ["--objective=val_loss"], "by a metric"),
         (RATE, ["--max_epochs=3"], "belongs to --tuner=hyperband"),
         (RATE, ["--parallel_trials=0"], "Use at least 1"),
         (RATE, ["--search_chief=host0"], "must be 'host:port'"),
@@ -95,6 +103,9 @@ def test_folder_of_a_run_or_of_another_search_is_refused(search, tmp_path, capfd
     (tmp_path / "run/config.json").write_text("{}")
     assert "holds a run of tfscale.fit" in refusal(capfd, *search())
     (tmp_path / "run/config.json").unlink()
+    (tmp_path / "run/oracle.json").write_text("{}")
+    assert "holds keras-tuner's" in refusal(capfd, *search())
+    (tmp_path / "run/oracle.json").unlink()
     (tmp_path / "run/search.json").write_text(json.dumps({"began": 1, "tuner": "grid"}))
     assert 'tuner: "grid" there and "random" here' in refusal(capfd, *search())
 

@@ -52,7 +52,7 @@ def define(values):
     )
     for name, default, least, text in (
         ("parallel_trials", 1, 0, "trials at once on this machine; 0: a chief that only leads"),
-        ("workers_per_trial", 1, 1, "workers of a trial, with multiworker"),
+        ("workers_per_trial", 1, 1, "workers of a trial; more than one: multiworker"),
         ("num_replicas", 0, 0, "replicas of a trial, with mirrored"),
         ("seed", 0, 0, "of the tuner's choices"),
         ("max_epochs", 0, 0, "hyperband: epochs of its longest trials; 0: train.epochs"),
@@ -66,19 +66,21 @@ def define(values):
         ("lease_seconds", 30, 1, "chief: how long a machine not heard of keeps its trials"),
         ("start_timeout_seconds", 600, 1, "worker: how long it looks for the chief"),
     ):
-        flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=values)
+        most = roles.LONGEST_LEASE if name == "lease_seconds" else None
+        flags.DEFINE_integer(name, default, text, least, most, flag_values=values)
     flags.DEFINE_bool(
         "deterministic", True, "trials give the same bits in every run", flag_values=values
     )
     flags.DEFINE_bool("oversubscribe", False, "allow more workers than cores", flag_values=values)
 
 
-def check(values, num_slots):
+def check(values, num_slots, role):
     """Refuse what no space would make right.
 
     Args:
         values: the flags.
         num_slots: trials at once on this machine.
+        role: the `roles.Role` of this process.
     """
     for name, known in (
         ("tuner", oracles.TUNERS),
@@ -99,6 +101,20 @@ def check(values, num_slots):
             "--workers_per_trial belongs to --strategy=multiworker. Received: "
             f"--workers_per_trial={workers} --strategy={values.strategy}."
         )
+    launches = workers > 1 or values.strategy == "multiworker"
+    for name, has_effect, belongs in (
+        ("num_replicas", values.strategy == "mirrored", "--strategy=mirrored"),
+        ("factor", values.tuner == "hyperband", "--tuner=hyperband"),
+        ("min_epochs", values.early_stopping, "--early_stopping=median"),
+        ("min_trials", values.early_stopping, "--early_stopping=median"),
+        ("max_restarts", launches, "--strategy=multiworker"),
+        ("lease_seconds", role.kind == "chief", "the chief of a search on several machines"),
+    ):
+        if values[name].present and not has_effect:
+            raise config_files.UsageError(
+                f"--{name} belongs to {belongs}. Received: --{name}={values[name].value} without. "
+                "Leave it out, or add that."
+            )
     if values.early_stopping and values.tuner == "hyperband":
         raise config_files.UsageError(
             "--early_stopping is for tuners that train all trials to the end. Received: "

@@ -63,6 +63,14 @@ def test_each_trial_has_its_values_its_end_and_its_best_so_far(tmp_path, trials)
     ]
 
 
+def test_an_epoch_that_was_not_finite_is_not_the_best(tmp_path):
+    one = records.record(tmp_path, 0)
+    one.history[0]["val_accuracy"] = float("nan")
+    HParams(records.facts(tmp_path)).update([one])
+    found = read(one.path / "tensorboard")["best_val_accuracy"]
+    assert found == [(2, pytest.approx(0.9)), (3, pytest.approx(0.9))]
+
+
 def test_what_failed_is_a_failure_and_what_runs_has_no_end(tmp_path, trials):
     HParams(records.facts(tmp_path)).update(trials)
     [(_, end)] = read(trials[7].path / "tensorboard")[metadata.SESSION_END_INFO_TAG]

@@ -576,7 +576,10 @@ def test_what_an_oracle_was_told_counts_as_returned():
     [
         (None, "where a NoneType came with nothing"),
         ([0.5, {"other": 1.0}], "where a dict came with other"),
-        (history_of(loss=[3.0], accuracy=[1.0]), "where a History came with accuracy, loss"),
+        (
+            history_of(loss=[3.0], accuracy=[1.0]),
+            "where a History came with accuracy, loss. Give `search` validation_data",
+        ),
     ],
 )
 def test_a_result_without_the_objective_says_what_there_is(result, says):

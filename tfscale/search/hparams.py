@@ -7,6 +7,7 @@ gives to everyone; that name itself would import TensorFlow).
 """
 
 import json
+import math
 import pathlib
 import time
 
@@ -87,7 +88,8 @@ class HParams:
         events = []
         for entry in record.history:
             value = entry.get(objective)
-            best = value if self._facts.better(value, best) else best
+            if value is not None and math.isfinite(value):
+                best = value if self._facts.better(value, best) else best
             if best is not None:
                 events.append((entry["epoch"], time.time(), _scalar(f"best_{objective}", best)))
         return [*events, (0, time.time(), _end(record.state in trials.SCORED))]

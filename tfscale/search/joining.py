@@ -11,7 +11,7 @@ import sys
 import time
 
 from tfscale.cluster import local, ports, rendezvous, wire
-from tfscale.search import leaving, processes, protocol, trials
+from tfscale.search import leaving, processes, protocol, roles, trials
 
 _SHARE_OF_LEASE = 2 / 3
 _TICK_SECONDS = 0.1
@@ -21,7 +21,6 @@ _CONNECT_SECONDS = 2.0
 _AGAIN_SECONDS = 1.0
 _FIRST_WORD_SECONDS = 10.0
 _UNSEEN_SECONDS = 30.0  # that a folder may take to show what the chief has written
-_LEASES = (1, 86_400)
 _UNSEEN = "other"  # one of rendezvous.REASONS
 
 
@@ -164,7 +163,7 @@ class Member:
                 f"{protocol.text_of(reply['refused'])}. Use the chief's files, flags and "
                 "versions, or another address."
             )
-        self._lease_seconds = protocol.number_of(reply.get("lease_seconds"), *_LEASES)
+        self._lease_seconds = protocol.number_of(reply.get("lease_seconds"), 1, roles.LONGEST_LEASE)
         if not reply.get("known"):
             self._end_all()
             self._lease_ends, self._kind = 0.0, self._make_kind()

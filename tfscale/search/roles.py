@@ -13,6 +13,7 @@ import socket
 from tfscale.cluster import ports, slurm
 
 ROLES = ("auto", "chief", "worker")
+LONGEST_LEASE = 86_400  # seconds
 _ID, _IP, _PORT = "KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT"
 _ANY = ("0.0.0.0", "::")
 _kept = {}  # address -> the socket that made this process the chief

@@ -79,6 +79,11 @@ class Running:
             value = getattr(self, name)
             if value < least:
                 raise ValueError(f"{name} must be at least {least}. Received: {name}={value}.")
+        if self.lease_seconds > roles.LONGEST_LEASE:
+            raise ValueError(
+                f"lease_seconds must be at most {roles.LONGEST_LEASE}, a day. Received: "
+                f"lease_seconds={self.lease_seconds}."
+            )
         if self.workers_per_trial > 1 and self.strategy != "multiworker":
             raise ValueError(
                 'Several workers a trial need strategy="multiworker". Received: '
