@@ -126,7 +126,8 @@ class Tuner(hooks.Hooks, found.Found):
         self._role = self._running.role()
         self._running.check(self._role)
         if self._role.kind != "worker":
-            places.take(self.directory, self.project_name, self._number, overwrite)
+            lease_seconds = self._running.lease_seconds
+            places.take(self.directory, self.project_name, self._number, overwrite, lease_seconds)
         if self.hypermodel is not None:
             hypermodels.populate(self.oracle, self.hypermodel)
         self._unasked = copy.deepcopy(self.oracle)  # for each call of search
