@@ -285,6 +285,8 @@ class Search:
                 self._take_end(record, event)
             elif kind in ("started", "retried", "lost"):
                 self._replay_start(event)
+        for record in self._waiting:
+            record.machine = ""  # until it is started again
 
     def _replay_start(self, event):
         record = self._record(event["trial"])
