@@ -14,13 +14,15 @@ import pytest
 import tensorflow as tf
 
 import tfscale
-from tfscale import config_files, experiment, fit, testing
+from tfscale import command_line, config_files, experiment, fit, testing, tune_flags
 from tfscale.config import RunConfig
 from tfscale.data import digits
+from tfscale.search import roles, space
 
 ROOT = pathlib.Path(__file__).parents[1]
 OWN = ("gan_digits", "own_loop", "own_step", "quadratic")  # scripts; the others are configurations
 FILES = sorted(p for p in (ROOT / "experiments").glob("*.py") if p.stem not in OWN)
+SEARCHES = [path for path in FILES if path.stem.endswith("_search")]
 PAGES = [*FILES, ROOT / "docs" / "data.md"]
 RANDOM = np.random.RandomState(0)
 
@@ -77,13 +79,13 @@ def data_dirs(idx_folder, table, image_folder, tmp_path_factory):
     }
 
 
-def commands(path):
-    """The command lines of tfscale.fit in a file, as lists of arguments."""
+def commands(path, name="fit"):
+    """The command lines of tfscale.fit, or of another command, in a file: lists of arguments."""
     text = path.read_text()
     if path.suffix == ".py":
         text = ast.get_docstring(ast.parse(text))
     lines = text.replace("\\\n", " ").splitlines()
-    shown = [line for line in lines if line.lstrip().startswith("python -m tfscale.fit ")]
+    shown = [line for line in lines if line.lstrip().startswith(f"python -m tfscale.{name} ")]
     return [shlex.split(line)[3:] for line in shown]
 
 
@@ -123,7 +125,19 @@ def test_experiment_needs_nothing_but_the_configuration(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_docstring_names_its_own_file(path):
-    assert any(f"--config=experiments/{path.name}" in line for line in commands(path))
+    shown = commands(path, "tune" if path in SEARCHES else "fit")
+    assert shown and all(f"--config=experiments/{path.name}" in line for line in shown)
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_searches_that_are_shown_parse_and_have_a_space(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for arguments in commands(path, "tune"):
+        values = command_line.parse(arguments, tune_flags.USAGE, tune_flags.define)
+        tune_flags.check(values, values.parallel_trials, roles.Role())
+        config = config_files.load_config(path)
+        found = space.define(config_files.load_function(path, "search_space", ""))
+        space.check(found, config, config_files.check_types)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
