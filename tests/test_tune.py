@@ -27,7 +27,6 @@ def search_space(hp):
 """
 RATE = 'hp.Float("optimizer.learning_rate", 1e-4, 1e-1, sampling="log")'
 ROOT = pathlib.Path(__file__).parents[1]
-pytest.importorskip("keras_tuner")
 
 
 @pytest.fixture(autouse=True)
@@ -271,7 +270,9 @@ def test_trials_of_two_workers_give_the_scores_of_one_and_end_with_their_search(
     finish(start(one, arguments), one)
     kill_in_trial(start(two, arguments, "--workers_per_trial=2"), two, number=0, epoch=2)
     wait_until_gone(two)
-    finish(start(two, arguments, "--workers_per_trial=2"), two)
+    shown = finish(start(two, arguments, "--workers_per_trial=2"), two)
+    train = f"--config={two / 'best.json'} --strategy=multiworker --workers=2"
+    assert shown.splitlines()[-1] == f"train   python -m tfscale.fit {train}"
     for row, other in zip(table(one), table(two), strict=True):
         assert row["epochs"] == other["epochs"] == "20"
         assert float(row["score"]) == pytest.approx(float(other["score"]), abs=8e-3)

@@ -56,7 +56,7 @@ for epoch in range(done, epochs):
         if does == "memory":
             raise MemoryError
         if does == "hang":
-            time.sleep(1000)
+            time.sleep(1000)  # in a trial's process: the search must end it long before
         if does == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if does == "diverge":

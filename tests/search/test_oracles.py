@@ -4,11 +4,10 @@ import inspect
 import math
 import random
 
+import keras_tuner
 import pytest
 
 from tfscale.search import oracles
-
-keras_tuner = pytest.importorskip("keras_tuner")
 
 
 def space():

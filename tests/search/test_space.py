@@ -6,8 +6,6 @@ from tfscale import config_files
 from tfscale.config import DataConfig, RunConfig
 from tfscale.search import space as space_lib
 
-pytest.importorskip("keras_tuner")
-
 
 def check(define, config=None):
     space_lib.check(space_lib.define(define), config or RunConfig(), config_files.check_types)
