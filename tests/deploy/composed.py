@@ -1,0 +1,184 @@
+"""A project of Docker Compose in a test: started as a user would, disturbed from outside, read."""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+import time
+
+import h5py
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Each epoch has 45 steps; a run is long enough to be disturbed twice.
+FLAGS = (
+    "--deterministic --config.train.epochs=25 --config.model.arguments.dropout=0.3"
+    " --config.checkpoint.save_every_steps=20 --config.train.steps_per_execution=4"
+)
+NUM_STEPS = 25 * 45
+
+
+def run(*command, **more):
+    """Run a command; return what it printed, or fail with it."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **more)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+    return done.stdout.strip()
+
+
+class Project:
+    """One project, with the knobs of .env as variables; removed by `close`.
+
+    Args:
+        name: of the project.
+        folder: where files that it needs may lie.
+        **knobs: variables such as TFSCALE_RUN.
+    """
+
+    def __init__(self, name, folder, **knobs):
+        self.name = name
+        self.folder = folder
+        self.knobs = {"TFSCALE_TENSORBOARD": "16006", **knobs}
+        self.files = ["compose.yaml"]
+
+    def environ(self):
+        own = {name: str(value) for name, value in self.knobs.items()}
+        return {**os.environ, **own, "COMPOSE_FILE": ":".join(map(str, self.files))}
+
+    def compose(self, *arguments):
+        return run(
+            *("docker", "compose", "--project-name", self.name, *arguments),
+            cwd=ROOT,
+            env=self.environ(),
+        )
+
+    @contextlib.contextmanager
+    def training(self, *flags):
+        """`docker compose up --exit-code-from trainer trainer`, as an `Up`, in the block."""
+        with tempfile.TemporaryFile("w+") as told:
+            command = ("up", *flags, "--exit-code-from", "trainer", "trainer")
+            process = subprocess.Popen(
+                ["docker", "compose", "--project-name", self.name, *command],
+                cwd=ROOT,
+                env=self.environ(),
+                stdin=subprocess.DEVNULL,
+                stdout=told,
+                stderr=subprocess.STDOUT,
+            )
+            up = Up(self, process, told)
+            try:
+                yield up
+            except BaseException:
+                print(up.told(), self.logs())
+                raise
+            finally:
+                process.kill()
+                process.wait()
+
+    def container(self, service, number=1):
+        return f"{self.name}-{service}-{number}"
+
+    def inspect(self, container):
+        return json.loads(run("docker", "inspect", container))[0]
+
+    def host_pid(self, container):
+        return self.inspect(container)["State"]["Pid"]
+
+    def logs(self):
+        return self.compose("logs", "--no-color", "trainer", "worker")
+
+    def inside(self, *command):
+        """Run a command in TensorBoard's container, which sees the runs."""
+        return run("docker", "exec", self.container("tensorboard"), *command)
+
+    def last_step(self):
+        """The step of the run's newest checkpoint, 0 while there is none."""
+        code = (
+            "import pathlib, sys; print(max((int(p.name[5:]) for p in "
+            "pathlib.Path(sys.argv[1]).glob('step-*[0-9]')), default=0))"
+        )
+        return int(self.inside("python", "-c", code, f"runs/{self.run_name}/checkpoints"))
+
+    @property
+    def run_name(self):
+        return self.knobs["TFSCALE_RUN"]
+
+    def files_of_run(self):
+        return self.inside("sh", "-c", f"cd runs/{self.run_name} && find . -type f").splitlines()
+
+    def read_json(self, name):
+        return json.loads(self.inside("cat", f"runs/{self.run_name}/{name}"))
+
+    def weights(self):
+        """All weights of the run's model, by their place in its file."""
+        target = self.folder / f"{self.run_name}.weights.h5"
+        code = (
+            "import sys, zipfile; sys.stdout.buffer.write("
+            "zipfile.ZipFile(sys.argv[1]).read('model.weights.h5'))"
+        )
+        with open(target, "wb") as file:
+            subprocess.run(
+                ["docker", "exec", self.container("tensorboard"), "python", "-c", code]
+                + [f"runs/{self.run_name}/model.keras"],
+                stdout=file,
+                check=True,
+            )
+        found = {}
+
+        def take(name, node):
+            if isinstance(node, h5py.Dataset):
+                found[name] = np.asarray(node)
+
+        with h5py.File(target) as file:
+            file.visititems(take)
+        return found
+
+    def close(self):
+        self.compose("down", "--volumes", "--timeout", "5", "--remove-orphans")
+
+
+class Up:
+    """A `docker compose up` under way."""
+
+    def __init__(self, project, process, told):
+        self._project = project
+        self._process = process
+        self._told = told
+
+    def told(self):
+        """What it has printed so far."""
+        return os.pread(self._told.fileno(), 1 << 24, 0).decode(errors="replace")
+
+    def wait_for_step(self, step, seconds=240):
+        """Wait until there is a checkpoint of that step or a later one; return its step."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(AssertionError):  # TensorBoard may not be there yet
+                found = self._project.last_step()
+                if found >= step:
+                    return found
+            assert self._process.poll() is None, f"ended early\n{self.told()}"
+            assert time.monotonic() < deadline, f"no step {step}\n{self.told()}"
+            time.sleep(0.2)
+
+    def wait_for_words(self, words, seconds=240):
+        """Wait until all these words are in what the tasks have said."""
+        deadline = time.monotonic() + seconds
+        while True:
+            said = self._project.logs()
+            if all(word in said for word in words):
+                return said
+            assert time.monotonic() < deadline, f"nobody said {words}\n{said}"
+            time.sleep(0.5)
+
+    def end(self, seconds=400):
+        """Wait for its end; return the exit code."""
+        return self._process.wait(timeout=seconds)
+
+
+def same(weights, others):
+    """Assert that two runs have the same weights, bit for bit."""
+    assert weights.keys() == others.keys() and weights
+    for name, values in weights.items():
+        assert values.tobytes() == others[name].tobytes(), f"{name} differs"
