@@ -20,6 +20,7 @@ _EXPECTED_SECONDS = 20.0  # and then those of the others, which Docker restarts 
 _OWN_SECONDS = 20.0
 _POLL_SECONDS = 0.5
 _OPEN = re.compile(r"\[(\d+)-(\d+)\+\]")
+_ITEM = re.compile(r"(?:[^,\[\]]|\[[^\[\]]*\])+|[\[\]]")
 _EXAMPLE = "trainer:2222,host[1-3]:2222"
 
 Lookup = Callable[[str], tuple[str, ...]]
@@ -78,7 +79,7 @@ def expand(text: str) -> tuple[str, ...]:
         ValueError: if it cannot be read.
     """
     addresses = []
-    for item in re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text):
+    for item in _ITEM.findall(text):
         name, colon, port = item.strip().rpartition(":")
         if not colon or "]" in port:
             name, port = item.strip(), str(_PORT)
@@ -128,7 +129,7 @@ def _counted(text: str, wait: _Wait) -> str:
             "`docker compose up trainer`."
         )
     items = []
-    for item in re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text):
+    for item in _ITEM.findall(text):
         match = _OPEN.search(item)
         if match is None:
             items.append(item)

@@ -123,7 +123,7 @@ class End:
             if self.was_cut_off:
                 reason += " after --grace_seconds, before it had left by itself"
             elif self.code == -signal.SIGKILL:
-                reason += f" ({self.ran_out or 'from outside'})"
+                reason += f" ({self.ran_out or 'from outside, or memory ran out'})"
         else:
             reason = f"exit code {self.code}"
         error = self._error_lines()
