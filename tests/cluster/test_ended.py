@@ -78,10 +78,16 @@ def test_a_task_that_a_container_engine_starts_again_stays_ended_for_a_while(
     assert supervise.run_task(FAILS, cluster(1), **options) == 3
     told = capfd.readouterr().err
     assert "has given up a moment ago and stays ended" in told and "starts again" not in told
+    assert time.time() - (tmp_path / "worker-1.ended").stat().st_mtime < 20
     long_ago = time.time() - 60
     os.utime(tmp_path / "worker-1.ended", (long_ago, long_ago))
     assert supervise.run_task([sys.executable, "-c", ""], cluster(1), **options) == 0
     assert not (tmp_path / "worker-1.ended").exists()
+
+
+def test_another_container_begins_at_once(tmp_path):
+    ended.Board(tmp_path, 1).leave(ended.Word(1, "x", host="another"))
+    assert ended.Board(tmp_path, 1).begin(30) is None
 
 
 def test_a_damaged_word_is_none(tmp_path):

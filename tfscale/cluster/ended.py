@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import socket
 import tempfile
 from pathlib import Path
 
@@ -22,10 +23,12 @@ class Word:
     Args:
         code: the exit code it ended with.
         text: what a user is told.
+        host: the host, or container, on which the task ended.
     """
 
     code: int
     text: str
+    host: str = dataclasses.field(default_factory=socket.gethostname)
 
 
 class Board:
@@ -45,8 +48,9 @@ class Board:
         """Begin anew: only what is left from now on counts.
 
         Args:
-            final_seconds: a word of this task that is younger than this still holds, since what
-                starts it again, such as a container's engine, knows nothing of it.
+            final_seconds: a word of this task on this host that is younger than this still holds,
+                and is then as new again, since what starts the task again, such as a container's
+                engine, knows nothing of it.
 
         Returns:
             That word, which stays; None where there is none.
@@ -56,8 +60,11 @@ class Board:
             with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".clock-") as file:
                 self._began = os.fstat(file.fileno()).st_mtime
             if self._own.exists():
-                if self._began - self._own.stat().st_mtime < final_seconds:
-                    return _read(self._own)
+                word = _read(self._own)
+                young = self._began - self._own.stat().st_mtime < final_seconds
+                if word and young and word.host == socket.gethostname():
+                    self.leave(word)
+                    return word
                 self._own.unlink()
         return None
 
