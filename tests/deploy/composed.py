@@ -5,16 +5,15 @@ import json
 import os
 import pathlib
 import subprocess
-import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Each epoch has 45 steps; a run is long enough to be disturbed twice.
 FLAGS = (
-    "--deterministic --config.train.epochs=25 --config.model.arguments.dropout=0.3"
+    "--deterministic --config.train.epochs=12 --config.model.arguments.dropout=0.3"
     " --config.checkpoint.save_every_steps=20 --config.train.steps_per_execution=4"
 )
-NUM_STEPS = 25 * 45
+NUM_STEPS = 12 * 45
 # Prints what is the same for two files of a model when all their weights are, bit for bit.
 DIGEST = """
 import hashlib, io, sys, zipfile, h5py
@@ -66,14 +65,15 @@ class Project:
     @contextlib.contextmanager
     def training(self, *flags):
         """`docker compose up --exit-code-from trainer trainer`, as an `Up`, in the block."""
-        with tempfile.TemporaryFile("w+") as told:
+        told = self.folder / f"told-{time.monotonic_ns()}"
+        with open(told, "w") as file:
             command = ("up", *flags, "--exit-code-from", "trainer", "trainer")
             process = subprocess.Popen(
                 ["docker", "compose", "--project-name", self.name, *command],
                 cwd=ROOT,
                 env=self.environ(),
                 stdin=subprocess.DEVNULL,
-                stdout=told,
+                stdout=file,
                 stderr=subprocess.STDOUT,
             )
             up = Up(self, process, told)
@@ -138,9 +138,9 @@ class Up:
 
     def told(self):
         """What it has printed so far."""
-        return os.pread(self._told.fileno(), 1 << 24, 0).decode(errors="replace")
+        return self._told.read_text(errors="replace")
 
-    def wait_for_step(self, step, seconds=240):
+    def wait_for_step(self, step, seconds=600):
         """Wait until there is a checkpoint of that step or a later one; return its step."""
         deadline = time.monotonic() + seconds
         while True:
@@ -152,7 +152,7 @@ class Up:
             assert time.monotonic() < deadline, f"no step {step}\n{self.told()}"
             time.sleep(0.2)
 
-    def wait_for_words(self, words, seconds=240):
+    def wait_for_words(self, words, seconds=600):
         """Wait until all these words are in what the tasks have said."""
         deadline = time.monotonic() + seconds
         while True:
@@ -162,6 +162,6 @@ class Up:
             assert time.monotonic() < deadline, f"nobody said {words}\n{said}"
             time.sleep(0.5)
 
-    def end(self, seconds=400):
+    def end(self, seconds=900):
         """Wait for its end; return the exit code."""
         return self._process.wait(timeout=seconds)

@@ -13,7 +13,7 @@ import time
 import composed
 import pytest
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2400)]
 
 HERE = composed.ROOT / "tests/deploy/slurm"
 FIT = ("python3", "-m", "tfscale.fit", "--strategy=multiworker", *composed.FLAGS.split())
@@ -86,7 +86,7 @@ class Slurm:
         return told.split()[-1]
 
     def wait_for_step(self, run, step):
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while True:
             names = self.try_run("ls", f"{run}/checkpoints").split()
             steps = [int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name)]
@@ -96,7 +96,7 @@ class Slurm:
             time.sleep(0.2)
 
     def wait_for_end(self, job, run):
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + 900
         while True:
             shown = self.run("scontrol", "show", "job", job)
             state = re.search(r"JobState=(\w+)", shown)[1]
@@ -151,7 +151,7 @@ def test_two_tasks_on_one_node_end_as_two_nodes_do(slurm, undisturbed):
 
 def test_a_job_that_is_requeued_in_the_middle_goes_on_exactly(slurm, undisturbed):
     job = slurm.submit("one-task-a-node", "requeued")
-    step = slurm.wait_for_step("requeued", 200)
+    step = slurm.wait_for_step("requeued", 80)
     slurm.run("scontrol", "requeue", job)
     assert slurm.wait_for_end(job, "requeued") == "COMPLETED", slurm.told("requeued")
     assert "Restarts=1" in slurm.run("scontrol", "show", "job", job)
@@ -162,7 +162,7 @@ def test_a_job_that_is_requeued_in_the_middle_goes_on_exactly(slurm, undisturbed
 
 def test_a_job_that_is_told_to_leave_saves_and_asks_for_another_turn(slurm, undisturbed):
     job = slurm.submit("several-tasks-a-node", "preempted")
-    slurm.wait_for_step("preempted", 200)
+    slurm.wait_for_step("preempted", 80)
     slurm.run("scancel", "--signal=USR1", job)
     assert slurm.wait_for_end(job, "preempted") == "COMPLETED", slurm.told("preempted")
     told = slurm.told("preempted")
@@ -173,7 +173,7 @@ def test_a_job_that_is_told_to_leave_saves_and_asks_for_another_turn(slurm, undi
 
 def test_a_worker_that_is_killed_on_its_node_costs_a_restart(slurm, undisturbed):
     job = slurm.submit("one-task-a-node", "killed")
-    slurm.wait_for_step("killed", 200)
+    slurm.wait_for_step("killed", 80)
     slurm.run("python3", "-c", KILL, "tfscale.fit", "--run_dir=/work/runs/killed", node="n2")
     assert slurm.wait_for_end(job, "killed") == "COMPLETED", slurm.told("killed")
     assert "Restarts=1" in slurm.run("scontrol", "show", "job", job)
@@ -187,7 +187,7 @@ def test_launchers_start_their_own_workers_again(slurm, undisturbed):
         command += ["srun", "-N2", "-n2", "--kill-on-bad-exit=0", *FIT, "--max_restarts=3"]
         srun = subprocess.Popen([*command, f"--run_dir=/work/runs/{run}"], stdout=null, stderr=null)
         try:
-            slurm.wait_for_step(run, 200)
+            slurm.wait_for_step(run, 80)
             slurm.run("python3", "-c", KILL, "tfscale.fit", "--max_restarts=0", node="n1")
             assert srun.wait(timeout=300) == 0
         finally:
