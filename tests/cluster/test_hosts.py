@@ -127,6 +127,11 @@ class TestAnOpenRange:
     def test_goes_on_with_fewer(self, there, addresses):
         assert Names(t=FOR_EVER, **there).tasks(self.text, own="t").addresses == addresses
 
+    def test_none_may_be_expected(self):
+        assert Names(t=FOR_EVER).tasks("t,w-[1-0+]", own="t").addresses == ("t:2222",)
+        more = Names(t=FOR_EVER, w_1=FOR_EVER)
+        assert more.tasks("t,w-[1-0+]", own="t").addresses == ("t:2222", "w-1:2222")
+
     def test_a_first_host_that_does_not_come_is_named(self):
         with pytest.raises(ValueError, match="must be found within 300 seconds. Received: t:2222"):
             Names(w_1=FOR_EVER).tasks(self.text, own="w_1")

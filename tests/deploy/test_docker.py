@@ -3,6 +3,7 @@
 What docs/docker.md says is typed here. Needs an engine with Compose, and root for the faults.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -58,6 +59,19 @@ def undisturbed(image, tmp_path_factory):
         made.close()
 
 
+def page(path, words, seconds=300):
+    """TensorBoard's answer, once these words are in it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = b""
+        with contextlib.suppress(OSError):  # it may have just been started
+            found = urllib.request.urlopen(f"http://127.0.0.1:16006/{path}", timeout=60).read()
+        if words in found:
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(1)
+
+
 def check(project, up, undisturbed):
     """The run has come to its end with the weights of the undisturbed one."""
     assert up.end() == 0, up.told() + project.logs()
@@ -78,15 +92,8 @@ def test_a_fresh_clone_trains_the_digits_on_three_tasks(project):
     assert {f"./logs/worker-{rank}.log" for rank in range(3)} <= files
     assert any(name.startswith("./checkpoints/step-") for name in files)
 
-    page = urllib.request.urlopen("http://127.0.0.1:16006/", timeout=60)
-    assert page.status == 200 and b"TensorBoard" in page.read()
-    deadline = time.monotonic() + 120
-    while True:
-        found = urllib.request.urlopen("http://127.0.0.1:16006/data/runs", timeout=60).read()
-        if b"mine" in found:
-            break
-        assert time.monotonic() < deadline, found
-        time.sleep(1)
+    assert b"TensorBoard" in page("", b"<html")
+    page("data/runs", b"mine")
 
     # The whole of it again: the run is there, and nothing is trained anew.
     with project.training() as again:

@@ -97,7 +97,7 @@ def test_the_command_for_gpus_is_one_of_fit():
     assert trainer["environment"]["TFSCALE_HOSTS"] == ""
 
 
-@pytest.mark.parametrize("workers", ["1", "2", "12"])
+@pytest.mark.parametrize("workers", ["0", "2", "12"])
 def test_the_tasks_know_the_names_of_the_containers(workers):
     services = load("docker/compose.yaml")["services"]
     listed = filled(services["worker"]["environment"]["TFSCALE_HOSTS"], TFSCALE_WORKERS=workers)

@@ -121,7 +121,7 @@ class _Wait:
 
 def _counted(text: str, wait: _Wait) -> str:
     """Replace `[1-3+]` by the range of names that there are."""
-    first = expand(_OPEN.sub(r"[\1-\2]", text))[0]
+    first = expand(_OPEN.sub(r"\1", text))[0]
     if not wait.until(_FIRST_SECONDS, lambda: bool(wait.lookup(first))):
         raise ValueError(
             f"The first host of {VARIABLE} must be found within {_FIRST_SECONDS:g} seconds. "
