@@ -65,6 +65,8 @@ def refusal(capfd, *arguments):
         ('hp.Float("model.arguments.dropuot", 0, 1)', [], "Did you mean 'dropout'"),
         (RATE, ["--tuner=bayes"], "Did you mean 'bayesian'"),
         (RATE, ["--objective=val_acuracy"], "It reports: val_accuracy, val_loss, accuracy, loss"),
+        (RATE, ["--config.data.name=digitz"], "digitz"),
+        (RATE, ["--config.model.arguments.units=(0,)"], "units"),
         (RATE, ["--parallel_trials=500"], "--oversubscribe"),
         (RATE, ["--strategy=mirrored", "--workers_per_trial=2"], "--strategy=multiworker"),
         (RATE, ["--tuner=hyperband", "--early_stopping=median"], "Leave out one of them"),

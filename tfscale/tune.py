@@ -68,6 +68,8 @@ def _main(argv):
         values.run_dir or run_folder.default_path(config, time.time()).replace("/", "/search-", 1)
     )
     max_epochs = _max_epochs(values, config, space)
+    spans = config.schedule.epochs or max_epochs
+    _build_once(space_lib.trial_config(config, {}, objective, direction, max_epochs, spans))
     with contextlib.closing(_open(run_dir)) as journal:
         identity = _identity(values, config, space, objective, direction, max_epochs)
         identity = journal_lib.settle(run_dir / "search.json", identity, _MAY_CHANGE)
@@ -100,6 +102,14 @@ def _import_quietly():
         if gpus:
             tf.config.set_visible_devices([], "GPU")
     return gpus
+
+
+def _build_once(config):
+    """Open the data and build the model: what is wrong with them would end every trial."""
+    from tfscale import experiment
+    from tfscale.data import load
+
+    experiment.compiled_model(config, load.load(config.data))
 
 
 def _define_flags(values):
