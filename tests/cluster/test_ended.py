@@ -86,8 +86,13 @@ def test_a_task_that_a_container_engine_starts_again_stays_ended_for_a_while(
 
 
 def test_another_container_begins_at_once(tmp_path):
-    ended.Board(tmp_path, 1).leave(ended.Word(1, "x", host="another"))
+    (tmp_path / "worker-1.ended").write_text('{"code": 1, "text": "x", "host": "another"}')
     assert ended.Board(tmp_path, 1).begin(30) is None
+
+
+def test_a_task_that_ended_as_another_one_stays_ended_too(tmp_path):
+    ended.Board(tmp_path, 1).leave(ended.Word(9, "x", host="another"))
+    assert ended.Board(tmp_path, 1).begin(30).code == 9
 
 
 def test_a_damaged_word_is_none(tmp_path):

@@ -69,7 +69,8 @@ class Board:
         return None
 
     def leave(self, word: Word) -> None:
-        """Leave word that this task will not come back."""
+        """Leave word that this task will not come back; it may be that of another one."""
+        word = dataclasses.replace(word, host=socket.gethostname())
         beside = self._own.with_suffix(".unfinished")
         with contextlib.suppress(OSError):  # a full disk may be the reason
             beside.write_text(json.dumps(dataclasses.asdict(word)))
