@@ -7,6 +7,8 @@ import pathlib
 import subprocess
 import time
 
+_END_SECONDS = 900
+_STAYS_SECONDS = 5  # the engine starts a container again within a second or two
 ROOT = pathlib.Path(__file__).parents[2]
 # Each epoch has 45 steps; a run is long enough to be disturbed twice.
 FLAGS = (
@@ -62,29 +64,33 @@ class Project:
             env=self.environ(),
         )
 
+    def until_it_exits(self, *flags):
+        """`docker compose up --exit-code-from trainer trainer`: its exit code, what it printed."""
+        command = ("up", *flags, "--exit-code-from", "trainer", "trainer")
+        done = subprocess.run(
+            ["docker", "compose", "--project-name", self.name, *command],
+            cwd=ROOT,
+            env=self.environ(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_END_SECONDS,
+        )
+        return done.returncode, done.stdout + done.stderr
+
     @contextlib.contextmanager
     def training(self, *flags):
-        """`docker compose up --exit-code-from trainer trainer`, as an `Up`, in the block."""
-        told = self.folder / f"told-{time.monotonic_ns()}"
-        with open(told, "w") as file:
-            command = ("up", *flags, "--exit-code-from", "trainer", "trainer")
-            process = subprocess.Popen(
-                ["docker", "compose", "--project-name", self.name, *command],
-                cwd=ROOT,
-                env=self.environ(),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-            up = Up(self, process, told)
-            try:
-                yield up
-            except BaseException:
-                print(up.told(), self.logs())
-                raise
-            finally:
-                process.kill()
-                process.wait()
+        """`docker compose up --detach trainer`, as an `Up`, in the block.
+
+        Compose itself may take a trainer for ended that the engine has just started again.
+        """
+        self.compose("up", "--detach", *flags, "trainer")
+        try:
+            yield Up(self)
+        except BaseException:
+            print(self.logs())
+            raise
 
     def container(self, service, number=1):
         return f"{self.name}-{service}-{number}"
@@ -131,14 +137,14 @@ class Project:
 class Up:
     """A `docker compose up` under way."""
 
-    def __init__(self, project, process, told):
+    def __init__(self, project):
         self._project = project
-        self._process = process
-        self._told = told
 
-    def told(self):
-        """What it has printed so far."""
-        return self._told.read_text(errors="replace")
+    def code(self):
+        """The trainer's exit code; None while it runs or is about to."""
+        found = self._project.inspect(self._project.container("trainer"))["State"]
+        runs = found["Running"] or found["Restarting"] or found["Status"] == "created"
+        return None if runs else found["ExitCode"]
 
     def wait_for_step(self, step, seconds=600):
         """Wait until there is a checkpoint of that step or a later one; return its step."""
@@ -148,8 +154,8 @@ class Up:
                 found = self._project.last_step()
                 if found >= step:
                     return found
-            assert self._process.poll() is None, f"ended early\n{self.told()}"
-            assert time.monotonic() < deadline, f"no step {step}\n{self.told()}"
+            assert self.code() is None, "ended early"
+            assert time.monotonic() < deadline, f"no step {step}"
             time.sleep(0.2)
 
     def wait_for_words(self, words, seconds=600):
@@ -162,6 +168,12 @@ class Up:
             assert time.monotonic() < deadline, f"nobody said {words}\n{said}"
             time.sleep(0.5)
 
-    def end(self, seconds=900):
-        """Wait for its end; return the exit code."""
-        return self._process.wait(timeout=seconds)
+    def end(self):
+        """Wait until the trainer has ended and stays so; return the exit code."""
+        deadline, since = time.monotonic() + _END_SECONDS, None
+        while since is None or time.monotonic() < since + _STAYS_SECONDS:
+            assert time.monotonic() < deadline, "the trainer must end"
+            time.sleep(0.5)
+            ended = self.code() is not None
+            since = (since or time.monotonic()) if ended else None
+        return self.code()
