@@ -6,6 +6,11 @@ r"""A search on Fashion-MNIST: optimizer, schedule, batch size and regularizatio
         --config.data.data_dir=/usr/share/datasets/fashion-mnist
 
 Data: as for fashion_mnist_cnn.py; a sixth of the training images is held out to compare trials.
+Cost: 12 trials, four of them stopped early, in 32 minutes on two CPU cores with much other work.
+Result: Adam at 0.0073 with a cosine schedule, dropout 0.10, l2 2.4e-5: validation accuracy 0.9274,
+and 0.9219 on the test images. Trained on all training images (validation_fraction=0) with the
+seeds 0, 1 and 2, test accuracy is 0.9208, 0.9220 and 0.9212; that of the configuration below,
+without a search, 0.9070, 0.9053 and 0.9064: 0.015 less on average.
 """
 
 from tfscale.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig

@@ -4,13 +4,14 @@ matplotlib is imported when a picture is drawn, without its `pyplot`: nothing op
 no figure is kept in memory.
 """
 
+import gc
 import math
 import os
 import pathlib
 import statistics
 
 from tfscale.search import table, trials
-from tfscale.search.importance import importances, is_number
+from tfscale.search.importance import FEWEST, importances, is_number
 
 _LOOKS = {  # marker and colour of a state
     trials.COMPLETED: ("o", "#1f77b4"),
@@ -44,6 +45,9 @@ def draw(facts, records, folder):
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
+        finally:
+            del figure
+            gc.collect()  # a figure holds itself in cycles, some megabytes each
 
 
 def _objective(facts, records):
@@ -90,6 +94,8 @@ def _parameters(facts, records):
         axes = figure.add_subplot(rows, columns, place + 1)
         _one_parameter(axes, facts, records, parameters[importance.name], low, high)
         text = f"{short[importance.name]}: importance {importance.share:.2f}"
+        if importance.num_trials < FEWEST:
+            text = f"{short[importance.name]}: too few trials"
         if importance.correlation is not None:
             text += f", ρ = {importance.correlation:+.2f}"
         axes.set_title(text, fontsize=10)

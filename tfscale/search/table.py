@@ -7,6 +7,7 @@ import statistics
 
 from tfscale.search import trials
 
+_A_LIFE_BEFORE_SECONDS = 30.0  # more than what lies before the first trial
 _MOST_FAILURES = 5  # that are listed at the end
 _WITHOUT_FOLDING = 4  # with more parameters than these, the table shows those that differ
 
@@ -133,10 +134,14 @@ def lines(facts, records, width, shown=None):
     """
     best = best_of(facts, records)
     head = ("", "trial", "epoch", facts.objective, "best", "state", "left", "chosen")
+    are_several = any(record.machine for record in records)
+    if are_several:
+        head = (*head[:-1], "on", head[-1])
     rows = [head]
     for record in records if shown is None else shown:
         left = trial_seconds_left(record)
         last = record.history[-1].get(facts.objective) if record.history else None
+        on = (record.machine or "here",) if are_several else ()
         rows.append(
             (
                 "*" if record is best else "",
@@ -146,6 +151,7 @@ def lines(facts, records, width, shown=None):
                 _score(record.score),
                 words(record.state),
                 "" if left is None else duration(left),
+                *on,
                 chosen(facts, records, record) + (f"  {record.reason}" if record.reason else ""),
             )
         )
@@ -156,11 +162,11 @@ def lines(facts, records, width, shown=None):
     ]
 
 
-def headline(facts, records, now):
+def headline(facts, records, seconds):
     """Return the line above the live table: how far, how long, how long still, the best."""
     of = f" of {facts.max_trials}" if facts.max_trials else ""
     parts = [f"{facts.tuner} search: {len(records)}{of} trials, {counts(records)}"]
-    parts.append(duration(max(now - facts.began, 0)))
+    parts.append(duration(seconds))
     left = seconds_left(facts, records)
     if left is not None:
         parts.append(f"about {duration(left)} left")
@@ -172,12 +178,15 @@ def begun(facts, record):
     text = f"trial {record.id} begins"
     if record.parent:
         text += f", continuing {record.parent}"
+    if record.machine:
+        text += f" on {record.machine}"
     return f"{text}: {chosen(facts, [record], record) or 'the configuration as it is'}"
 
 
 def retried(record):
     """Return the line of a trial that begins again after a failure."""
-    return f"trial {record.id} again at epoch {record.epochs}: {record.reason}"
+    on = f" on {record.machine}" if record.machine else ""
+    return f"trial {record.id} again at epoch {record.epochs}{on}: {record.reason}"
 
 
 def ended(facts, records, record):
@@ -195,8 +204,14 @@ def ended(facts, records, record):
     return text + (f"; {record.reason}" if record.reason else "")
 
 
-def closing(facts, records, now):
-    """Return the lines below the last table: the best, what became of the trials, the files."""
+def closing(facts, records, seconds, now):
+    """Return the lines below the last table: the best, what became of the trials, the files.
+
+    Args:
+        facts, records: the search.
+        seconds: how long this process of it has lasted.
+        now: seconds since 1970.
+    """
     best = best_of(facts, records)
     shown = []
     if best is None:
@@ -208,7 +223,9 @@ def closing(facts, records, now):
         )
         shown += [f"        {name}={value!r}" for name, value in best.values.items()]
     shown.append(f"trials  {len(records)}: {counts(records)}")
-    shown.append(f"time    {duration(max(now - facts.began, 0))}")
+    begun_before = now - facts.began - seconds > _A_LIFE_BEFORE_SECONDS
+    first = f", first started {duration(now - facts.began)} ago" if begun_before else ""
+    shown.append(f"time    {duration(seconds)}{first}")
     failed = [r for r in records if r.state not in (*trials.SCORED, trials.RUNNING)]
     for record in failed[:_MOST_FAILURES]:
         shown.append(f"        trial {record.id}: {record.reason or words(record.state)}")
