@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import random
 import subprocess
 import sys
 
@@ -359,3 +360,11 @@ def test_bad_tables_are_refused(tmp_path, rows, arguments, words):
 def test_missing_tables_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         load.load(csv_config(tmp_path / "nowhere.csv"))
+
+
+def test_preparing_the_digits_draws_no_random_number_of_the_run(tmp_path):
+    random.seed(1)
+    np.random.seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    digits.prepare(str(tmp_path))
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before

@@ -6,6 +6,7 @@ Owns their preparation: no network, on first use, by any number of processes at 
 import contextlib
 import io
 import os
+import random
 import shutil
 import stat
 import tempfile
@@ -81,7 +82,7 @@ def prepare(data_dir, *, num_shards=None, file_format=None):
         builder = Digits(data_dir=scratch, file_format=file_format)
         config = tfds.download.DownloadConfig(num_shards=num_shards)
         # TFDS announces a download on standard output, where there is none.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), _random_state_kept():
             builder.download_and_prepare(download_config=config)
         try:
             os.rename(os.path.join(scratch, NAME, str(Digits.VERSION)), prepared)
@@ -91,6 +92,17 @@ def prepare(data_dir, *, num_shards=None, file_format=None):
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return prepared
+
+
+@contextlib.contextmanager
+def _random_state_kept():
+    """Have the run that prepares draw the seeds that later runs draw: TFDS draws names of files."""
+    python, array = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
 
 
 def _temporary_data_dir():
