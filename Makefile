@@ -13,7 +13,7 @@ PYTEST = $(VENV)/bin/python -m pytest -n 3 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup fit test test-slow test-faults test-keras-versions lint format clean
+.PHONY: help setup fit test test-slow test-faults test-docker test-slurm test-keras-versions lint format clean
 
 help:
 	@echo 'make setup    a virtual environment in .venv with all that is needed'
@@ -21,6 +21,8 @@ help:
 	@echo 'make test     run the tests; ARGS="-m \"not workers and not slow\"" leaves out worker processes'
 	@echo 'make test-slow   the suites that "make test" leaves out: they take minutes'
 	@echo 'make test-faults   every fault at every moment on two and three workers: an hour or more'
+	@echo 'make test-docker   docker compose up, with faults from outside: needs a running engine'
+	@echo 'make test-slurm    srun on one node and on two, with requeue: needs a running Docker engine'
 	@echo 'make test-keras-versions   the tests of fit with Keras 3.13, 3.14 and 3.15, each in a .venv of its own'
 	@echo 'make lint     check style and types'
 	@echo 'make format   put the code into shape'
@@ -68,6 +70,12 @@ test-slow: setup
 
 test-faults: setup
 	$(VENV)/bin/python -m pytest -m faults tests/faults $(ARGS)
+
+test-docker: setup
+	$(VENV)/bin/python -m pytest -s -m docker tests/deploy $(ARGS)
+
+test-slurm: setup
+	$(VENV)/bin/python -m pytest -s -m slurm tests/deploy $(ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff format --check .

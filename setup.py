@@ -54,6 +54,8 @@ setup(
     extras_require={
         "cuda": ["tensorflow[and-cuda]>=2.21,<2.22"],
         "dev": [
+            # The schemas that the manifests for Kubernetes are checked against.
+            "kubernetes-validate>=1.37,<2",
             "mypy>=2.4,<3",
             "pillow>=11",
             "psutil>=7,<8",

@@ -10,9 +10,11 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from tfscale.cluster import local, ports
+from tfscale.cluster.ended import FINAL_VARIABLE, Board, Word
 from tfscale.cluster.environment import Cluster
 from tfscale.cluster.life import Outcome
 from tfscale.cluster.restarts import Places
@@ -41,11 +43,20 @@ class Crew(Protocol):
     starting: str
     is_whole: bool
 
+    def begin(self) -> Word | None:
+        """Begin; return the word of an earlier end that still holds, or None."""
+
     def members(self) -> list[Member]:
         """Return the workers of the next life."""
 
     def note(self, outcome: Outcome) -> str:
         """Learn from a life that ended before its time; say what changes, or ""."""
+
+    def look_for_word(self) -> Word | None:
+        """Return the word of another task that has given up, or None."""
+
+    def give_up(self, word: Word) -> None:
+        """Let the other tasks know that this one does not come back."""
 
 
 class LocalCrew:
@@ -65,6 +76,9 @@ class LocalCrew:
         self._taking_part: list[int] = []
         self._ports: tuple[int, ...] = ()
 
+    def begin(self) -> Word | None:
+        """Return None: what ended before is no affair of these workers."""
+
     def members(self) -> list[Member]:
         """Return a worker a place, on ports that are not those of the life before."""
         self._taking_part = self._places.next_life()
@@ -78,23 +92,37 @@ class LocalCrew:
         """Leave out a place that cannot start, or take it in again; say so, or ""."""
         return self._places.note(outcome, self._taking_part)
 
+    def look_for_word(self) -> Word | None:
+        """Return None: there is no other task."""
+
+    def give_up(self, word: Word) -> None:
+        """Do nothing: there is no other task."""
+
 
 class TaskCrew:
     """The worker of one task; the others are watched by launchers of their own.
 
     Args:
         cluster: the cluster and this task's place in it.
-        environ: the worker's variables beside TF_CONFIG.
+        environ: the worker's variables beside TF_CONFIG. TFSCALE_FINAL_SECONDS is how long it
+            stays ended once it has given up, whoever starts it again.
+        log_dir: a folder that all tasks see, or None: then they do not know of each other.
     """
 
     is_whole = False
 
-    def __init__(self, cluster: Cluster, environ: Mapping[str, str]):
+    def __init__(self, cluster: Cluster, environ: Mapping[str, str], log_dir: str | None = None):
         self.starting = f"worker {cluster.rank} starts"
         self._address = cluster.workers[cluster.rank]
         environ = {**environ, "PYTHONUNBUFFERED": "1", "TF_CONFIG": cluster.tf_config()}
         self._member = Member(cluster.rank, cluster.rank, environ)
         self._lives = 0
+        self._board = Board(Path(log_dir), cluster.rank) if log_dir else None
+        self._final_seconds = float(environ.get(FINAL_VARIABLE) or 0)
+
+    def begin(self) -> Word | None:
+        """Return the word that this task left a moment ago, if it is to stay ended."""
+        return self._board.begin(self._final_seconds) if self._board else None
 
     def members(self) -> list[Member]:
         """Return the one worker, once nothing of its last life listens at its address.
@@ -113,3 +141,12 @@ class TaskCrew:
     def note(self, outcome: Outcome) -> str:
         """Return "": the place of a task does not change."""
         return ""
+
+    def look_for_word(self) -> Word | None:
+        """Return the word of another task that has given up since this one began."""
+        return self._board.look() if self._board else None
+
+    def give_up(self, word: Word) -> None:
+        """Leave word for the other tasks."""
+        if self._board:
+            self._board.leave(word)

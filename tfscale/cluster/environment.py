@@ -1,8 +1,8 @@
 """Who this process is and who the other workers are, read from the environment.
 
-`TF_CONFIG` comes first, then the variables that Slurm gives to the tasks of a job step, then
-nothing: a process alone. All that is wrong with them is refused here, before work starts.
-Slurm's node lists are read in `slurm`; nothing is contacted.
+`TF_CONFIG` comes first, then TFSCALE_HOSTS, then the variables that Slurm gives to the tasks of a
+job step, then nothing: a process alone. All that is wrong with them is refused here, before work
+starts. Lists of hosts are read in `hosts`, Slurm's in `slurm`; nothing is contacted.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from tfscale.cluster import ports, slurm
+from tfscale.cluster import hosts, ports, slurm
 
 _TASK_TYPES = ("chief", "worker", "evaluator")
 _EXAMPLE = (
@@ -28,7 +28,7 @@ class Cluster:
             there is no cluster.
         rank: this task's rank among the workers; -1 for an evaluator.
         task_type: "worker", "chief" or "evaluator".
-        source: where this was read: "tf_config", "slurm" or "none".
+        source: where this was read: "tf_config", "hosts", "slurm" or "none".
         evaluators: addresses of the evaluator, if the cluster names one.
         given: the `TF_CONFIG` that was read, or "" where there was none.
     """
@@ -79,7 +79,8 @@ def resolve(environ: Mapping[str, str] = os.environ) -> Cluster:
     """Return the cluster that the environment describes.
 
     Args:
-        environ: environment variables; `TF_CONFIG` has precedence over Slurm's.
+        environ: environment variables; `TF_CONFIG` has precedence over TFSCALE_HOSTS, and that
+            over Slurm's.
 
     Returns:
         A `Cluster`; without workers where nothing describes one.
@@ -90,6 +91,10 @@ def resolve(environ: Mapping[str, str] = os.environ) -> Cluster:
     text = environ.get("TF_CONFIG", "").strip()
     if text:
         return _from_tf_config(text)
+    listed = hosts.tasks(environ)
+    if listed is not None:
+        _check_addresses(listed.addresses, hosts.VARIABLE)
+        return Cluster(listed.addresses, listed.rank, "worker", "hosts")
     tasks = slurm.step_tasks(environ)
     if tasks is not None:
         _check_addresses(tasks.addresses, "Slurm's variables")

@@ -9,9 +9,10 @@ import selectors
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tfscale.cluster import stall, verdict
+from tfscale.cluster.ended import Word
 from tfscale.cluster.worker import END_SECONDS, Worker
 
 HUNG = 124  # exit code of a run that ends because its workers hang; that of timeout(1)
@@ -21,6 +22,7 @@ _PEER_SECONDS = 3.0  # how long the cause may be waited for when only consequenc
 # From SIGTERM to SIGKILL where another life waits. What a worker has to say about a lost peer it
 # says in one; TensorFlow's shutdown then waits for that peer, for up to 15, and saves nothing.
 _HURRIED_SECONDS = 2.0
+_WORD_SECONDS = 2.0  # between two looks for word from other tasks
 _NOTICE_SECONDS = 600.0  # of standing still until the launcher says so
 
 
@@ -36,6 +38,7 @@ class Outcome:
         ranks: of the workers that were the cause.
         began: whether any worker has come farther than to the beginning of its first work.
         trained: whether any worker has taken a step of training.
+        word: of another task that has given up, where that was the cause.
         comes_again: why another life would fail as this one, such as on a full disk; "" where it
             may not.
     """
@@ -47,6 +50,7 @@ class Outcome:
     began: bool = False
     comes_again: str = ""
     trained: bool = False
+    word: Word | None = None
 
 
 class Life:
@@ -64,6 +68,7 @@ class Life:
             what a worker does after it has failed, or has lost one that did.
         sees_all: whether these are all workers of the cluster, so that the cause of a failure
             must be among them.
+        look_for_word: returns the word of another task that has given up, or None.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class Life:
         grace_seconds: float = 60.0,
         hurries: bool = False,
         sees_all: bool = True,
+        look_for_word: Callable[[], Word | None] = lambda: None,
     ):
         self._workers = workers
         self._signals = signals
@@ -89,6 +95,9 @@ class Life:
             hang_timeout_seconds, start_timeout_seconds, peers_give_up=hurries and not sees_all
         )
         self._noticed = False
+        self._look_for_word = look_for_word
+        self._look_again_at = 0.0
+        self._word: Word | None = None
         self._hang: tuple[tuple[int, ...], str] | None = None
         self._selector = selectors.DefaultSelector()
 
@@ -108,6 +117,8 @@ class Life:
                     self._look_for_failures()
                 if not self._num_signals and not self._is_ending():
                     self._look_for_progress()
+                if not self._num_signals and not self._is_ending():
+                    self._look_at_others()
                 for worker in self._alive():
                     worker.cut_off_in_time()
         return self._outcome()
@@ -180,6 +191,14 @@ class Life:
             else:
                 worker.ask_to_end(signal.SIGTERM, self._end_seconds)
 
+    def _look_at_others(self) -> None:
+        """End all if another task of the cluster, without which they cannot go on, has given up."""
+        if time.monotonic() >= self._look_again_at:
+            self._look_again_at = time.monotonic() + _WORD_SECONDS
+            self._word = self._look_for_word()
+            if self._word:
+                self._end_all(self._alive())
+
     def _look_for_progress(self) -> None:
         """Say when nobody makes a step, and end all when that has lasted for too long."""
         alive = self._alive()
@@ -239,6 +258,10 @@ class Life:
                 code = failed.exit_code
                 report = report or verdict.report_of_leaving(failed)
             return Outcome("stopped", code, report, (), began)
+        if self._word:
+            report = f"tfscale: this task ends, as another one has given up.\n{self._word.text}"
+            missing = "that task does not come back"
+            return Outcome("failed", self._word.code, report, (), began, missing, word=self._word)
         if self._hang:
             return Outcome("failed", HUNG, self._hang[1], self._hang[0], began)
         if cause is None:

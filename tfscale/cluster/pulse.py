@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 VARIABLE = "TFSCALE_PULSE"
 STACKS_SIGNAL = signal.SIGUSR2
@@ -104,22 +105,41 @@ class Pulse:
 
     def read(self) -> Beat:
         """Return the last beat."""
-        for _ in range(100):
-            first, number, pid, flags, step, epoch, at, phase, last = _RECORD.unpack(self._memory)
-            if first == last:
-                break
-        name = phase.rstrip(b"\0").decode("ascii", "replace")
-        answers, saves, failed, *others = (
-            bool(flags & flag)
-            for flag in (_ANSWERS, _SAVES, _FAILED, _TOLD, _ALONE, _LET_GO, _TRAINED)
-        )
-        step = step if number else -1
-        return Beat(number, pid, answers, saves, failed, step, epoch, at, name, *others)
+        return _unpack(self._memory)
 
     def close(self) -> None:
         """Give the memory back."""
         self._memory.close()
         os.close(self.handle)
+
+
+def look(handles: Path, variable: str) -> Beat | None:
+    """Return the last beat of another process, given by its open files; None if it has no pulse.
+
+    Args:
+        handles: its folder `/proc/PID/fd`.
+        variable: what its environment says in `VARIABLE`.
+    """
+    number, _, rest = variable.partition(":")
+    with contextlib.suppress(OSError, ValueError), open(handles / number, "rb") as file:
+        found = os.fstat(file.fileno())
+        if rest == f"{found.st_dev}:{found.st_ino}":
+            with mmap.mmap(file.fileno(), _RECORD.size, prot=mmap.PROT_READ) as memory:
+                return _unpack(memory)
+    return None
+
+
+def _unpack(memory: mmap.mmap) -> Beat:
+    for _ in range(100):
+        first, number, pid, flags, step, epoch, at, phase, last = _RECORD.unpack(memory)
+        if first == last:
+            break
+    name = phase.rstrip(b"\0").decode("ascii", "replace")
+    answers, saves, failed, *others = (
+        bool(flags & flag) for flag in (_ANSWERS, _SAVES, _FAILED, _TOLD, _ALONE, _LET_GO, _TRAINED)
+    )
+    step = step if number else -1
+    return Beat(number, pid, answers, saves, failed, step, epoch, at, name, *others)
 
 
 class _Own:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tfscale.cluster import local, pulse
 from tfscale.cluster.crew import Crew, LocalCrew, Member, TaskCrew
+from tfscale.cluster.ended import Word
 from tfscale.cluster.environment import Cluster
 from tfscale.cluster.life import Life
 from tfscale.cluster.output import LinePrinter, WorkerOutput
@@ -119,14 +120,16 @@ def run_task(
     """Run a command as the worker of this task of a cluster until it is done.
 
     When it fails it is started again, at the same address. The workers of the other tasks fail
-    by losing it, and the launchers of those tasks start them again; all then meet anew. Signals
-    and leftovers are as with `run_local_workers`.
+    by losing it, and the launchers of those tasks start them again; all then meet anew. One that
+    gives up leaves word in `log_dir`, and the others end as it did. Signals and leftovers are as
+    with `run_local_workers`.
 
     Args:
         command: program and arguments; or a function from the number of the life, from 1, to
             them.
         cluster: the cluster, in which this task is a worker.
-        log_dir: folder that receives all output as `worker-RANK.log`; made if missing.
+        log_dir: folder that receives all output as `worker-RANK.log`, the same for all tasks;
+            made if missing.
         environ: environment of the worker beside TF_CONFIG; this process' own by default.
         stream: as for `run_local_workers`.
         max_restarts: failures within an hour, of this worker, that are followed by another
@@ -146,7 +149,7 @@ def run_task(
     environ = dict(os.environ if environ is None else environ)
     return _run_lives(
         command,
-        TaskCrew(cluster, environ),
+        TaskCrew(cluster, environ, log_dir),
         environ,
         log_dir=log_dir,
         stream=stream,
@@ -176,6 +179,10 @@ def _run_lives(
     _check_command(make_command(1), environ)
     restarts = Restarts(max_restarts)
     signals: list[int] = []
+    final = crew.begin()
+    if final:
+        _say(f"this task has given up a moment ago and stays ended.\n{final.text}")
+        return final.code
     with _recorded_signals(signals), contextlib.ExitStack() as cleanup:
         house = _House(
             Path(log_dir) if log_dir else None,
@@ -195,6 +202,7 @@ def _run_lives(
                     grace_seconds=grace_seconds,
                     hurries=max_restarts > 0,
                     sees_all=crew.is_whole,
+                    look_for_word=crew.look_for_word,
                 ).watch()
             if outcome.report:
                 _say(outcome.report)
@@ -203,7 +211,9 @@ def _run_lives(
             pause = restarts.pause_after(outcome)
             if pause is None:
                 if max_restarts:
-                    _say(restarts.words(outcome, pause, crew.starting))
+                    words = restarts.words(outcome, pause, crew.starting)
+                    _say(words)
+                    crew.give_up(outcome.word or Word(outcome.code, outcome.report))
                 return outcome.code
             _say(restarts.words(outcome, pause, crew.starting) + crew.note(outcome))
             if not _pause(pause, signals):

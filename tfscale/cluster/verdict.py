@@ -57,6 +57,7 @@ class End:
         log: the file with all of them, or `None`.
         beat: its last beat.
         was_cut_off: whether the launcher killed it because its time to leave was over.
+        ran_out: how memory ran out, where the kernel killed for want of it meanwhile; else "".
     """
 
     rank: int
@@ -67,6 +68,7 @@ class End:
     log: Path | None
     beat: Beat
     was_cut_off: bool = False
+    ran_out: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -121,7 +123,7 @@ class End:
             if self.was_cut_off:
                 reason += " after --grace_seconds, before it had left by itself"
             elif self.code == -signal.SIGKILL:
-                reason += " (from outside, or memory ran out)"
+                reason += f" ({self.ran_out or 'from outside, or memory ran out'})"
         else:
             reason = f"exit code {self.code}"
         error = self._error_lines()

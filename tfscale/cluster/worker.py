@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from tfscale.cluster import local, verdict
+from tfscale.cluster import local, memory, verdict
 from tfscale.cluster.output import WorkerOutput
 from tfscale.cluster.pulse import Pulse
 
@@ -38,6 +38,7 @@ class Worker:
         self.output = output
         self.pulse = pulse
         self._when_ended = when_ended
+        self._num_kills = memory.read().num_kills
         self.end: verdict.End | None = None
         self.has_ended = False
         self.kill_at = float("inf")
@@ -92,6 +93,8 @@ class Worker:
             self.end = self._end_with(self.process.returncode)
 
     def _end_with(self, code: int) -> verdict.End:
+        now = memory.read()
+        was_killed = code == -signal.SIGKILL and now.num_kills > self._num_kills
         return verdict.End(
             self.rank,
             code,
@@ -101,4 +104,5 @@ class Worker:
             self.output.log,
             self.pulse.read(),
             self.was_cut_off and code == -signal.SIGKILL,
+            now.ran_out() if was_killed else "",
         )

@@ -1,0 +1,210 @@
+"""`docker compose up trainer` on a running engine: what it makes, and faults from outside.
+
+What docs/docker.md says is typed here. Needs an engine with Compose, and root for the faults.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+import urllib.request
+
+import composed
+import pytest
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(2400)]
+
+
+@pytest.fixture(scope="session")
+def image():
+    """Build the image once, as `docker compose up` does; how long it took is shown."""
+    done = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.exit(f"make test-docker needs a running Docker engine: {done.stderr.strip()}", 1)
+    name = os.environ.get("TFSCALE_IMAGE", "tfscale:cpu")
+    began = time.monotonic()
+    composed.run("docker", "compose", "build", "trainer", cwd=composed.ROOT)
+    size = int(composed.run("docker", "image", "inspect", "-f", "{{.Size}}", name))
+    print(f"\n{name}: {size / 1e9:.2f} GB, built in {time.monotonic() - began:.0f} s")
+    return name
+
+
+@pytest.fixture
+def project(image, request, tmp_path):
+    """A project of this test, with a run of its own; gone afterwards."""
+    number = re.sub(r"[\W_]+", "-", request.node.name.removeprefix("test_"))[:24].strip("-").lower()
+    made = composed.Project(
+        f"tfscale-{number}", tmp_path, TFSCALE_RUN="mine", TFSCALE_FLAGS=composed.FLAGS
+    )
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(image, tmp_path_factory):
+    """The digest of the weights of a run that nobody disturbs."""
+    made = composed.Project(
+        *("tfscale-undisturbed", tmp_path_factory.mktemp("undisturbed")),
+        **{"TFSCALE_RUN": "mine", "TFSCALE_FLAGS": composed.FLAGS},
+    )
+    try:
+        with made.training() as up:
+            assert up.end() == 0
+        return made.weights()
+    finally:
+        made.close()
+
+
+def page(path, words, seconds=300):
+    """TensorBoard's answer, once these words are in it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = b""
+        with contextlib.suppress(OSError):  # it may have just been started
+            found = urllib.request.urlopen(f"http://127.0.0.1:16006/{path}", timeout=60).read()
+        if words in found:
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(1)
+
+
+def check(project, up, undisturbed):
+    """The run has come to its end with the weights of the undisturbed one."""
+    assert up.end() == 0
+    summary = project.read_json("summary.json")
+    assert summary["steps"] == composed.NUM_STEPS and summary["num_workers"] == 3
+    assert project.weights() == undisturbed
+
+
+def test_a_fresh_clone_trains_the_digits_on_three_tasks(project):
+    project.knobs["TFSCALE_FLAGS"] = ""
+    code, told = project.until_it_exits("--build")
+    assert code == 0, told
+    assert re.search(r"test    loss \S+  accuracy 0\.9[6-9]", told)
+    summary = project.read_json("summary.json")
+    assert summary["num_workers"] == 3 and summary["test"]["accuracy"] > 0.96
+    files = set(project.files_of_run())
+    assert {"./config.json", "./metrics.jsonl", "./model.keras", "./summary.json"} <= files
+    assert {f"./logs/worker-{rank}.log" for rank in range(3)} <= files
+    assert any(name.startswith("./checkpoints/step-") for name in files)
+
+    assert b"TensorBoard" in page("", b"<html")
+    page("data/runs", b"mine")
+
+    # The whole of it again: the run is there, and nothing is trained anew.
+    code, told = project.until_it_exits()
+    assert code == 0, told
+    assert project.read_json("summary.json")["steps"] == summary["steps"]
+
+
+def test_containers_have_no_more_rights_than_they_need(project):
+    with project.training() as up:
+        up.wait_for_step(20)
+        for service in ("trainer", "worker", "tensorboard"):
+            found = project.inspect(project.container(service))
+            host = found["HostConfig"]
+            assert host["ReadonlyRootfs"] and host["CapDrop"] == ["ALL"] and host["Memory"] > 0
+            assert "no-new-privileges:true" in host["SecurityOpt"] and not host["Privileged"]
+            ports = found["NetworkSettings"]["Ports"]
+            published = [place for places in ports.values() for place in places or []]
+            assert all(place["HostIp"] == "127.0.0.1" for place in published)
+            assert bool(published) == (service == "tensorboard")
+        worker = project.container("worker")
+        assert composed.run("docker", "exec", worker, "id", "-u") == "1000"
+        outside = "import socket; socket.create_connection(('1.1.1.1', 53), timeout=5)"
+        tried = subprocess.run(["docker", "exec", worker, "python", "-c", outside], check=False)
+        assert tried.returncode != 0
+        tried = subprocess.run(["docker", "exec", worker, "touch", "/work/x"], check=False)
+        assert tried.returncode != 0
+        well = composed.run("docker", "exec", worker, "python", "-m", "tfscale.cluster.health")
+        assert re.search(r"process \d+ at step \d+ \(\w+, epoch \d+\), \d+ s ago", well)
+
+
+def test_killed_by_their_process_ids_on_the_host(project, undisturbed):
+    with project.training() as up:
+        step = up.wait_for_step(60)
+        os.kill(project.host_pid(project.container("worker", 2)), signal.SIGKILL)
+        step = up.wait_for_step(step + 120)
+        os.kill(project.host_pid(project.container("trainer")), signal.SIGKILL)
+        up.wait_for_step(step + 120)
+        assert project.inspect(project.container("worker", 2))["RestartCount"] == 1
+        assert project.inspect(project.container("trainer"))["RestartCount"] == 1
+        check(project, up, undisturbed)
+
+
+@pytest.mark.parametrize(("service", "others"), [("trainer", (1, 2)), ("worker", (0,))])
+def test_paused_and_unpaused(project, undisturbed, service, others):
+    with project.training() as up:
+        up.wait_for_step(60)
+        composed.run("docker", "pause", project.container(service))
+        up.wait_for_words([f"tfscale: worker {rank} lost a peer" for rank in others], seconds=300)
+        composed.run("docker", "unpause", project.container(service))
+        check(project, up, undisturbed)
+
+
+@pytest.mark.parametrize("service", ["trainer", "worker"])
+def test_disconnected_and_reconnected(project, undisturbed, service):
+    network, name = f"{project.name}_cluster", project.container(service)
+    with project.training() as up:
+        up.wait_for_step(60)
+        composed.run("docker", "network", "disconnect", network, name)
+        up.wait_for_words([f"tfscale: worker {rank} lost a peer" for rank in range(3)], seconds=300)
+        composed.run("docker", "network", "connect", "--alias", service, network, name)
+        check(project, up, undisturbed)
+
+
+def test_out_of_memory_ends_naming_worker_and_limit_and_goes_on_with_more(project, undisturbed):
+    with project.training() as up:
+        up.wait_for_step(60)
+        project.compose("stop", "trainer", "worker")
+        assert up.end() == 143
+    step = project.last_step()
+    assert 60 <= step < composed.NUM_STEPS
+    small = project.folder / "small.yaml"
+    small.write_text("services:\n  worker:\n    mem_limit: 200m\n    memswap_limit: 200m\n")
+    project.files.append(small)
+    with project.training() as up:
+        assert up.end() not in (0, 143)
+    told = project.compose("logs", "--no-color", "trainer")
+    assert re.search(r"worker [12] failed: signal SIGKILL \(memory ran out at .* 200 MiB", told)
+    assert "this task ends, as another one has given up" in told
+    assert project.last_step() == step
+    project.files.remove(small)
+    time.sleep(30)  # the trainer's container, which is not made anew, stays ended for 10 s
+    with project.training() as up:
+        check(project, up, undisturbed)
+
+
+def test_any_number_of_workers(project):
+    project.knobs["TFSCALE_FLAGS"] = "--config.train.epochs=2"
+    with project.training("--scale", "worker=3") as up:
+        assert up.end() == 0
+    assert project.read_json("summary.json")["num_workers"] == 4
+
+
+def test_a_search_in_the_trainers_container(project):
+    told = project.compose(
+        *("run", "--rm", "trainer", "tune", "--config=experiments/digits_search.py"),
+        *("--max_trials=2", "--parallel_trials=1", "--run_dir=runs/search"),
+        "--config.train.epochs=1",
+    )
+    assert "results.csv" in told or "best" in told
+    assert "results.csv" in project.inside("ls", "runs/search")
+
+
+def test_a_single_container_says_how_to_be_one_of_the_cluster(project):
+    refused = subprocess.run(
+        ["docker", "compose", "--project-name", project.name, "run", "--rm", "trainer"],
+        cwd=composed.ROOT,
+        env=project.environ(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2 and "--use-aliases" in refused.stderr + refused.stdout
+    told = project.compose("run", "--rm", "--use-aliases", "trainer")
+    assert "test    loss" in told
