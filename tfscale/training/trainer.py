@@ -79,6 +79,8 @@ class Trainer:
         max_loss=None,
         max_bad_steps=3,
         check_weights_every_steps=0,
+        measures=None,
+        profile=None,
         verbose="auto",
     ):
         """Train the model.
@@ -118,6 +120,9 @@ class Trainer:
             max_bad_steps: bad steps that a run may have, over all its lives; the next ends it.
             check_weights_every_steps: steps between two comparisons of all replicas' weights,
                 which are compared before each checkpoint, too; 0 for none.
+            measures: a `measures.Measures`, which then collects where each worker's time goes and
+                how long gradients are, the same on all workers; None to measure nothing.
+            profile: a `profile.Profile` of this worker, with the same steps on all; None for none.
             verbose: 0 for silence; 1 for a bar; 2 for lines; "auto" for a bar on a terminal and
                 lines elsewhere. The chief alone speaks.
 
@@ -170,6 +175,8 @@ class Trainer:
             epochs=epochs,
             saver=own_saver,
             pace=pace.Pace(steps_per_execution),
+            measures=measures,
+            profile=profile,
             first_epoch=initial_epoch,
             is_watched=self._loop.is_true_somewhere(callbacks_lib.watches_batches(callbacks)),
         )
