@@ -1,4 +1,4 @@
-"""What one call of `fit` measures of its steps, on the host: each worker's times, norms, histograms.
+"""What `fit` measures of its steps, on the host: times of each worker, norms, histograms.
 
 The numbers come out of the graph (`probe.py`) with those the host reads anyway, the same on all
 workers. Nothing in the loop depends on them; whoever shows them takes them from here.
