@@ -19,7 +19,7 @@ from tfscale.models import objectives
 from tfscale.monitor import charts, event_file, model_graph, pages, pictures, run_log
 from tfscale.monitor.run_files import RunFiles
 from tfscale.monitor.story import Story
-from tfscale.training import preemption, run_state
+from tfscale.training import run_state
 from tfscale.training.measures import Measures
 from tfscale.training.profile import Profile
 
@@ -86,12 +86,7 @@ class Observation:
         """Note what ended the training before its end; for an `except`."""
         if self._log is None:
             return
-        step = self._run.trainer.progress.step
-        if isinstance(error, preemption.Leaving):
-            self._story.tell("left", step, code=error.code)
-        else:
-            text = f"{type(error).__name__}: {error}"[:500]
-            self._story.tell("failed", step, error=text)
+        self._story.tell_error(self._run.trainer.progress.step, error)
         self._story.close()
         self._log.close()
 

@@ -11,6 +11,7 @@ import time
 
 # What ends a life by itself: the time until the next one is nobody's loss.
 _GOOD_ENDS = ("end",)
+_MOST_TEXT = 500  # characters of an error
 
 
 def read(path):
@@ -85,6 +86,13 @@ class Story:
         self.events.append(entry)
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
+
+    def tell_error(self, step, error):
+        """Note what ended the life before its end: a request to leave, or a failure."""
+        if isinstance(error, SystemExit):
+            self.tell("left", step, code=error.code)
+        else:
+            self.tell("failed", step, error=f"{type(error).__name__}: {error}"[:_MOST_TEXT])
 
     def count(self, event):
         """Return how often something has happened, in all lives."""

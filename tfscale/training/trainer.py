@@ -10,7 +10,7 @@ import keras
 
 from tfscale.data import accept
 from tfscale.training import callbacks as callbacks_lib
-from tfscale.training import fit_run, fits, health, loop, pace, prepare, progress, saver
+from tfscale.training import fit_log, fit_run, fits, health, loop, pace, prepare, progress, saver
 from tfscale.training import reduction as reduction_lib
 
 
@@ -159,13 +159,14 @@ class Trainer:
             "save_every_epochs": save_every_epochs,
         }
         own_saver = saver.Saver(checkpoints, **save_every)
-        numbered = self._fits or fits.of_script()
+        numbered, place = self._fits or fits.of_script(), None
         if numbered is not None and checkpoints is None:
             own = save_every if any(save_every.values()) else {}
             own_saver, saved = numbered.next(
                 self.model, self.strategy, data.gives_same_again, **own
             )
             resume_from = saved or resume_from
+            place = numbered.place if own_saver.saves else None
         own_health.check(own_saver, data)
         run = fit_run.FitRun(
             data=data,
@@ -183,7 +184,8 @@ class Trainer:
         self.progress.start(initial_epoch, data.first_step(initial_epoch) or 0)
         with callbacks_lib.given_back(callbacks):
             run.callbacks = self._callback_list(callbacks, run, verbose)
-            return self._loop.fit(run, resume_from)
+            with fit_log.kept(run, self._loop, place, resume_from):
+                return self._loop.fit(run, resume_from)
 
     def evaluate(
         self, x, y=None, *, sample_weight=None, global_batch_size=32, steps_per_epoch=None
