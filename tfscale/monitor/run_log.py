@@ -200,5 +200,5 @@ class RunLog(keras.callbacks.Callback):
                 events.histogram(self._progress.step, f"5 {name}", low, high, counts)
 
 
-_LOOK_BACK = 5  # records after which a worker is called slow
+_LOOK_BACK = 10  # records after which a worker is called slow
 _REMEMBERED = 200  # records in which a worker's own best is looked for

@@ -11,6 +11,7 @@ import statistics
 
 PARTS = ("input", "compute", "reduction", "wait", "host", "other")
 SLOW = 1.25  # times the others, from when on a worker is called slow
+_MOSTLY = 0.7  # of the records in which it must be the slowest, because any may be so by chance
 _LEAST_SECONDS = 2e-4  # that a slow worker costs in a step, for a word about it
 
 
@@ -24,6 +25,7 @@ class Slowest:
         others: times the median of the other workers.
         own_best: times its own best.
         part: what it has most more of than the others: "input", "compute" or "host".
+        share: of the records, those in which it was the slowest.
     """
 
     worker: int
@@ -31,12 +33,13 @@ class Slowest:
     others: float
     own_best: float
     part: str
+    share: float
 
     @property
     def is_slow(self):
         """Whether the others wait for it in a way worth a word."""
         extra = self.seconds * (1 - 1 / self.others)
-        return self.others >= SLOW and extra >= _LEAST_SECONDS
+        return self.others >= SLOW and extra >= _LEAST_SECONDS and self.share >= _MOSTLY
 
     def words(self):
         """Return what is to be said of this worker, a sentence."""
@@ -118,6 +121,7 @@ def slowest(records, last=None):
         typical[worker] / rest if rest else float("inf"),
         typical[worker] / best if best else 1.0,
         _part(records[-last:] if last else records, worker),
+        statistics.fmean(row[worker] == max(row) for row in recent),
     )
 
 

@@ -33,7 +33,7 @@ def kept(run, loop, folder, saved):
     log = None
     if loop.is_chief:
         log = FitLog(folder, loop, run, every, saved.step if saved else 0)
-        run.callbacks.append(log)
+        run.callbacks.callbacks.append(log)
     try:
         yield
     except BaseException as error:

@@ -144,8 +144,6 @@ class Loop(scorer.Scorer):
         logs = self._logs(self._functions.metrics(True)) if at.position else {}
         taken, k, code, ended = 0, 0, 0, False
         stops = self.is_true_somewhere(self.model.stop_training)  # before a step, as Keras may
-        if run.measures is not None:
-            run.measures.begin_epoch()
         options = self._options(run)
         while at.position != run.steps_in_epoch(at) and not run.stopped:
             if run.profile is not None:
@@ -169,6 +167,8 @@ class Loop(scorer.Scorer):
                 run.pace.measured(votes[1])
                 run.saver.hear(votes[2])
                 run.callbacks.on_train_batch_end(at.position - 1, logs)
+                if run.measures is not None:
+                    run.measures.host_is_done()
             ended = taken < k and not run.health.is_bad
             if ended:
                 break

@@ -45,18 +45,19 @@ class Measures:
         """Whether there are histograms."""
         return self.histograms_every_steps > 0
 
-    def begin_epoch(self):
-        """Count the host's time from now on: all workers are here."""
-        self._looked = time.perf_counter()
+    def host_is_done(self):
+        """Count the host's time since the last steps up to here, where it may wait for others."""
+        if self._looked is not None:
+            self._host_seconds, self._looked = time.perf_counter() - self._looked, None
 
     def asked(self, at, k, steps_in_epoch):
         """Return what the graph is asked for with the next k steps, as `Functions` takes it."""
         ends = at.position + k == steps_in_epoch
-        now = time.perf_counter()
+        host_seconds, self._host_seconds = self._host_seconds, 0.0
         self._asked = [
             ends or _passes(at.step, k, self.every_steps),
             self.draws and _passes(at.step, k, self.histograms_every_steps),
-            int(1e9 * (now - (self._looked or now))),
+            int(1e9 * host_seconds),
         ]
         return self._asked
 
@@ -115,7 +116,7 @@ class Measures:
     def _forget(self):
         self._seconds, self._steps, self._norm, self._histograms = 0.0, 0, None, None
         self._is_warm, self._looked, self._asked = False, None, [0, 0, 0]
-        self._sees_times = True
+        self._sees_times, self._host_seconds = True, 0.0
 
 
 def _passes(step, k, every):
