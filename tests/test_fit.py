@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tfscale import config_files, evaluate, fit
 from tfscale.cluster import ports
-from tfscale.monitor import run_log
+from tfscale.monitor import charts, run_log
 from tfscale.training import checkpoint as checkpoint_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -86,7 +86,8 @@ def checkpoints_of(run_dir):
 
 def scalars(records):
     """Lines of metrics.jsonl without what a clock says."""
-    by_clock = ("time", "step_seconds", "examples_per_second")
+    by_clock = ("time", "step_seconds", "examples_per_second", "seconds", "workers", "goodput")
+    by_clock += ("restarts",)
     return [
         {
             key: {k: v for k, v in value.items() if k not in by_clock}
@@ -169,7 +170,7 @@ class TestWhatARunLeaves:
         left = {path.name for path in finished.iterdir()}
         assert left == {
             "config.json", "checkpoints", "tensorboard", "metrics.jsonl", "model.keras",
-            "summary.json",
+            "summary.json", "events.jsonl", "pictures",
         }  # fmt: skip
         assert checkpoints_of(finished) == [STEPS]
         assert not list(finished.rglob("*writing*"))
@@ -212,17 +213,17 @@ class TestWhatARunLeaves:
         ("kind", "steps", "names"),
         [
             ("train", [10, 20, 30, 40, 41], {"loss", "accuracy", "learning_rate"}),
-            ("train", [20, 30, 40, 41], {"examples_per_second", "step_seconds"}),
+            ("train", [20, 30, 40, 41], {"examples_per_second"}),
             ("validation", [41], {"loss", "accuracy"}),
             ("test", [41], {"loss", "accuracy"}),
         ],
     )
     def test_tensorboard_reads_the_curves(self, finished, kind, steps, names):
         events = EventAccumulator(str(finished / "tensorboard" / kind)).Reload()
-        assert set(events.Tags()["tensors"]) >= names
+        assert set(events.Tags()["tensors"]) >= {charts.tag(name) for name in names}
         lines = {r["step"]: r[kind] for r in read_metrics(finished) if kind in r}
         for name in names:
-            curve = events.Tensors(name)
+            curve = events.Tensors(charts.tag(name))
             assert [event.step for event in curve] == steps
             values = [float(tf.make_ndarray(event.tensor_proto)) for event in curve]
             assert values == pytest.approx([lines[step][name] for step in steps], rel=1e-5)

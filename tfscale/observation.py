@@ -76,7 +76,9 @@ class Observation:
             facts |= {"life": self._story.events[-1]["life"], "step": self._first_step}
             config = dataclasses.asdict(self._run.config)
             events.text(self._first_step, "about this run", pages.about(config, facts))
-            events.page(charts.layout(["loss", *self._run.config.metrics.names]))
+            names = ["loss", *self._run.config.metrics.names]
+            events.page(charts.layout(names, facts["num_workers"]))
+            self._mark_restart()
             self._tell_what_happened()
             self._write_hparams(config, facts)
         self._guarded("the graph of the model", self._draw_graph)
@@ -107,6 +109,7 @@ class Observation:
             self._guarded("the mistakes on the test split", self._draw_test, test, outputs)
         self._story.tell("end", step)
         if self._log.events("train") is not None:
+            self._mark_best()
             self._tell_what_happened()
             self._end_hparams()
         self._log.close()
@@ -156,6 +159,22 @@ class Observation:
         lines = [f"- {text}" for _, text in told]
         step = self._run.trainer.progress.step or self._first_step
         self._log.events("train").text(step, "what happened", "\n".join(lines))
+
+    def _mark_restart(self):
+        """Put a point on the curves of training where a life goes on, as a run of its own."""
+        if not self._story.restarts or not self._first_step:
+            return
+        files = RunFiles(self._folder.path)
+        curves = {name: files.curve("train", name) for name in files.metrics()}
+        points = {charts.tag(name): curve[-1][1] for name, curve in curves.items() if curve}
+        self._log.events("restarts").scalars(self._first_step, points)
+
+    def _mark_best(self):
+        """Put a point on the curve where it was best, as a run of its own."""
+        best = RunFiles(self._folder.path).best()
+        if best is not None:
+            name, value, step, _ = best
+            self._log.events("best").scalars(step, {charts.tag(name): value})
 
     def _draw_graph(self):
         events = self._log.events("train")

@@ -30,7 +30,7 @@ def test_record_is_a_line_and_a_point(path, tmp_path):
     assert other == {"step": 3, "validation": {"loss": 0.75}}
     for kind, expected in (("train", 0.5), ("validation", 0.75)):
         events = EventAccumulator(str(tmp_path / "tensorboard" / kind)).Reload()
-        [event] = events.Tensors("loss")
+        [event] = events.Tensors("1 learning/loss")
         assert (event.step, float(tf.make_ndarray(event.tensor_proto))) == (3, expected)
 
 

@@ -59,11 +59,12 @@ def curves(kind, record):
     return found
 
 
-def layout(names):
+def layout(names, num_workers=1):
     """Return TensorBoard's message for a page of charts that answers three questions.
 
     Args:
         names: the metrics of the run, "loss" among them.
+        num_workers: of the run; what there is of several only is else left out.
     """
     from tensorboard.plugins.custom_scalar import layout_pb2
 
@@ -76,6 +77,10 @@ def layout(names):
         return layout_pb2.Category(title=title, chart=charts)
 
     parts = [f"{_STEP}/{part}" for part in (*workers.PARTS, "all")]
+    of_several = [
+        chart("ms before the reduction: all wait for the highest worker", _BY_WORKER),
+        chart("megabytes sent by a replica", tag("bytes_sent")),
+    ]
     return layout_pb2.Layout(
         category=[
             category(
@@ -87,8 +92,7 @@ def layout(names):
                 "Is it fast?",
                 chart("examples per second", tag("examples_per_second")),
                 chart("where a step's time goes, ms", *parts),
-                chart("ms before the reduction: the highest worker holds all up", _BY_WORKER),
-                chart("megabytes sent by a replica", tag("bytes_sent")),
+                *(of_several if num_workers > 1 else []),
             ),
             category(
                 "Is it healthy?",

@@ -25,9 +25,11 @@ class EventFile:
     """
 
     def __init__(self, folder, first_step=0):
-        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
+        from tensorboard.plugins.scalar import metadata
 
-        self._event, self._summary = event_pb2, summary_pb2
+        self._event, self._summary, self._tensor_message = event_pb2, summary_pb2, tensor_pb2
+        self._float, self._scalar = types_pb2.DT_FLOAT, metadata.create_summary_metadata("", "")
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         number = _numbers[folder] = _numbers.get(folder, -1) + 1
@@ -42,10 +44,11 @@ class EventFile:
 
     def scalars(self, step, values):
         """Write numbers by tag, as one record."""
-        parts = [
-            self._summary.Summary.Value(tag=tag, simple_value=value)
-            for tag, value in values.items()
-        ]
+        make, parts = self._tensor_message.TensorProto, []
+        for tag, value in values.items():
+            tensor = make(dtype=self._float, tensor_shape={}, float_val=[value])
+            part = self._summary.Summary.Value(tag=tag, metadata=self._scalar, tensor=tensor)
+            parts.append(part)
         self._add(step, parts)
 
     def text(self, step, tag, markdown):

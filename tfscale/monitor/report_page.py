@@ -150,7 +150,7 @@ def _curves(runs, colours):
             lines.append(svg.Line(f"{run.name} validation", validated, colour))
             marks += _marks(run, colour)
             best = run.best()
-            if best is not None and best[0].removeprefix("val_") == name:
+            if best is not None and best[0] == name:
                 told = f"best step of {run.name}: {best[1]:.4f} at step {best[2]}"
                 marks.append(svg.Mark(told, best[2], colour, best[1]))
         cards.append(_card(_text(name), svg.chart(lines, marks)))

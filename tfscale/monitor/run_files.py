@@ -100,7 +100,7 @@ class RunFiles:
         """Return `(name, value, step, epoch)` of the best validation; None where there was none.
 
         By `checkpoint.keep_best`, or else the first metric, or else the loss; without validation
-        it is the best record of training.
+        it is the best record of training. The epoch counts from 1.
         """
         names = [name for name in self.metrics() if name != "loss"] or self.metrics()
         kept = self.config.get("checkpoint", {}).get("keep_best", "")
@@ -117,7 +117,7 @@ class RunFiles:
                 found = (wanted, value, record["step"], record.get("epoch", 0) + 1)
         if found is None:
             return None
-        return (f"val_{found[0]}" if validated else found[0], *found[1:])
+        return found
 
     def slowest(self, last=None):
         """Return the `workers.Slowest` of this run, or of its last records; None for one worker."""

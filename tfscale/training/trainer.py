@@ -254,12 +254,12 @@ class Trainer:
         if not self.is_chief:
             verbose = 0
         callbacks = callbacks_lib.prepare(callbacks, self.strategy, self.is_chief)
-        if verbose == 2:
-            callbacks.append(progress.Lines(self.progress))
+        shown = {1: progress.Bar, 2: progress.Lines}.get(verbose)
+        if shown is not None:
+            callbacks.append(shown(self.progress))
         return keras.callbacks.CallbackList(
             callbacks,
             add_history=True,
-            add_progbar=verbose == 1,
             model=self.model,
             verbose=verbose,
             epochs=run.epochs,
