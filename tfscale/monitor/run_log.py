@@ -183,15 +183,17 @@ class RunLog(keras.callbacks.Callback):
 
     def _look_for_slow(self, times):
         """Tell, once for each worker, of one that the others have waited for in this life."""
-        self._measured = [*self._measured[1 - _REMEMBERED :], times]
-        found = workers.slowest(self._measured, last=_LOOK_BACK)
-        enough = len(self._measured) >= _LOOK_BACK
-        if enough and found and found.is_slow and found.worker != self._told:
+        now = time.monotonic()
+        self._measured = [*self._measured[1 - _REMEMBERED :], (now, times)]
+        recent = [at for at, _ in self._measured if now - at <= 2 * _LOOK_SECONDS]
+        if self._story is None or len(recent) < _LOOK_BACK or now - recent[0] < _LOOK_SECONDS:
+            return
+        found = workers.slowest([one for _, one in self._measured], last=len(recent))
+        if found and found.is_slow and found.worker != self._told:
             self._told = found.worker
-            if self._story is not None:
-                self._story.tell(
-                    "slow worker", self._progress.step, worker=found.worker, text=found.words()
-                )
+            self._story.tell(
+                "slow worker", self._progress.step, worker=found.worker, text=found.words()
+            )
 
     def _draw_histograms(self):
         events = self._log.events("train")
@@ -200,5 +202,5 @@ class RunLog(keras.callbacks.Callback):
                 events.histogram(self._progress.step, f"5 {name}", low, high, counts)
 
 
-_LOOK_BACK = 10  # records after which a worker is called slow
+_LOOK_BACK, _LOOK_SECONDS = 10, 10  # records and time after which a worker is called slow
 _REMEMBERED = 200  # records in which a worker's own best is looked for

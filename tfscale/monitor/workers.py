@@ -12,7 +12,7 @@ import statistics
 PARTS = ("input", "compute", "reduction", "wait", "host", "other")
 SLOW = 1.25  # times the others, from when on a worker is called slow
 _MOSTLY = 0.7  # of the records in which it must be the slowest, because any may be so by chance
-_LEAST_SECONDS = 2e-4  # that a slow worker costs in a step, for a word about it
+_LEAST_SECONDS = 5e-4  # that a slow worker costs in a step, for a word about it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,7 +61,9 @@ class FitLog(run_log.RunLog):
 
     def on_train_begin(self, logs=None):
         """Open the files; a call that had ended before does not come here."""
-        self._log = run_log.ScalarLog(self._folder / "metrics.jsonl", None, self._first_step)
+        tensorboard = self._folder / "tensorboard"
+        lines = self._folder / "metrics.jsonl"
+        self._log = run_log.ScalarLog(lines, tensorboard, self._first_step)
         self._story = Story(self._folder / "events.jsonl")
         shard = self._loop.shard
         self._story.begin(

@@ -56,7 +56,6 @@ class Functions:
         self.read_state = plain(lambda: state.read(model))
         self.average_statistics = plain(lambda: saving.average_statistics(model))
         self.weight_sums = plain(lambda: weight_sums.sums(model, strategy))
-        self.weight_norm = plain(lambda: tf.sqrt(probe.squares(self._weights())))
         self.weight_histograms = plain(lambda: [probe.histogram(w) for w in self._weights()])
         self.gradient_paths = ()  # of the variables that the histograms of gradients are of
 
@@ -138,14 +137,19 @@ class Functions:
             of the next step, and the sum of `votes`, where two more entries stand for the
             fingerprint of the data and its square. With bounds also what was `bad` about the
             last step, 0 for nothing, and its `loss`; a bad one counts among the steps, but not
-            in examples and reports. With `asked` also the `gradient_norm` of the last step, NaN
-            where it is not due, and `workers`, int64 of shape (workers, 4): nanoseconds that
-            each waited for batches, from there to gradients, from there to their sums, and on
-            its host; and the `histograms`.
+            in examples and reports. With `asked` also the `gradient_norm` of the last step and
+            the `weight_norm` after it, NaN where they are not due; `workers`, int64 of shape
+            (workers, 4): nanoseconds that each waited for batches, from there to gradients, from
+            there to their sums, and on its host; and the `histograms`.
         """
         taken = self._loop(iterator, num_steps, True, open_ended, bounds, None, asked, draws)
         workers = []
         if asked is not None:
+            taken["weight_norm"] = tf.cond(
+                asked[0] > 0,
+                lambda: tf.sqrt(probe.squares(self._weights())),
+                lambda: tf.constant(float("nan")),
+            )
             mine = tf.concat([tf.cast(taken.pop("seconds") * 1e9, tf.int64), asked[2:]], 0)
             place = tf.one_hot(self._shard.worker, self._shard.num_workers, dtype=tf.int64)
             workers = [tf.reshape(place[:, None] * mine, [-1])]

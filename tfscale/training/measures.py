@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 PARTS = ("input", "compute", "exchange", "host")  # of a worker's step, in the graph's order
+_NORMS = ("gradient_norm", "weight_norm")
 
 
 class Measures:
@@ -69,8 +70,9 @@ class Measures:
             steps: that were taken.
         """
         self._looked = time.perf_counter()
-        norm = float(results["gradient_norm"])
-        self._norm = norm if self._asked[0] and not math.isnan(norm) else None
+        if self._asked[0]:
+            found = {name: float(results[name]) for name in _NORMS}
+            self._norms = {name: norm for name, norm in found.items() if math.isfinite(norm)}
         if self._asked[1]:
             self._histograms = results["histograms"]
         if steps and self._is_warm and self._sees_times:  # the first one waits for others to trace
@@ -90,10 +92,8 @@ class Measures:
         if self._steps:
             columns = (self._seconds / self._steps).T.tolist()
             found["workers"] = dict(zip(PARTS, columns, strict=True))
-        if self._norm is not None:
-            found["gradient_norm"] = self._norm
-            found["weight_norm"] = float(self._functions.weight_norm())
-        self._norm, self._seconds, self._steps = None, 0.0, 0
+        found |= self._norms
+        self._norms, self._seconds, self._steps = {}, 0.0, 0
         return found
 
     def take_histograms(self):
@@ -114,7 +114,7 @@ class Measures:
         return {name: h for name, h in named.items() if np.isfinite(h[:2]).all()}
 
     def _forget(self):
-        self._seconds, self._steps, self._norm, self._histograms = 0.0, 0, None, None
+        self._seconds, self._steps, self._norms, self._histograms = 0.0, 0, {}, None
         self._is_warm, self._looked, self._asked = False, None, [0, 0, 0]
         self._sees_times, self._host_seconds = True, 0.0
 
