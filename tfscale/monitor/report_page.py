@@ -184,7 +184,7 @@ def _times(runs, colours):
     for run in runs:
         found = {part: run.curve("", f"seconds/{part}") for part in workers.PARTS}
         if found["compute"]:
-            typical = {p: 1e3 * statistics.median(v for _, v in c) for p, c in found.items() if c}
+            typical = {p: 1e3 * workers.mean(v for _, v in c) for p, c in found.items() if c}
             split.append((run.name[-14:], [(p, v, _PARTS[p]) for p, v in typical.items()]))
         each = _worker_rows(run)
         if len(each) > 1:
@@ -213,7 +213,7 @@ def _times(runs, colours):
     if not split:
         return ""
     keys = " ".join(f"{_key(colour)}{part}" for part, colour in _PARTS.items())
-    first = _card("a step, median ms", svg.bars(split) + f"<p><small>{keys}</small></p>")
+    first = _card("a step, mean ms", svg.bars(split) + f"<p><small>{keys}</small></p>")
     return (
         f'<h2>Where a step\'s time goes</h2><div class="charts">{first}{"".join(cards)}</div>'
         "<p><small>The worker with the longest time before the reduction (input, compute, host) "
@@ -223,7 +223,7 @@ def _times(runs, colours):
 
 
 def _worker_rows(run):
-    """A bar a worker: medians over the records of the last number of workers."""
+    """A bar a worker: means over the records of the last number of workers."""
     times = [record["workers"] for record in run.records if "workers" in record]
     count = len(times[-1]["host"]) if times else 0
     times = [one for one in times if len(one["host"]) == count]
@@ -231,7 +231,7 @@ def _worker_rows(run):
     for worker in range(count):
         parts = []
         for part in ("input", "compute", "host", "exchange"):
-            typical = statistics.median(one[part][worker] for one in times)
+            typical = workers.mean(one[part][worker] for one in times)
             parts.append((part, 1e3 * typical, _PARTS[part]))
         rows.append((f"worker {worker}", parts))
     return rows

@@ -11,8 +11,9 @@ import statistics
 
 PARTS = ("input", "compute", "reduction", "wait", "host", "other")
 SLOW = 1.25  # times the others, from when on a worker is called slow
-_MOSTLY = 0.7  # of the records in which it must be the slowest, because any may be so by chance
 _LEAST_SECONDS = 5e-4  # that a slow worker costs in a step, for a word about it
+_SURE = 3.0  # standard errors by which it must be behind the others, because chance makes one last
+_LEFT_OUT = 20  # of so many records the one with the longest time does not count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Slowest:
 
     Args:
         worker: its rank.
-        seconds: a step, before the reduction.
+        seconds: a step, before the reduction; a mean over records.
         others: times the median of the other workers.
         own_best: times its own best.
         part: what it has most more of than the others: "input", "compute" or "host".
-        share: of the records, those in which it was the slowest.
+        errors: standard errors that lie between it and the others.
     """
 
     worker: int
@@ -33,13 +34,13 @@ class Slowest:
     others: float
     own_best: float
     part: str
-    share: float
+    errors: float
 
     @property
     def is_slow(self):
         """Whether the others wait for it in a way worth a word."""
         extra = self.seconds * (1 - 1 / self.others)
-        return self.others >= SLOW and extra >= _LEAST_SECONDS and self.share >= _MOSTLY
+        return self.others >= SLOW and extra >= _LEAST_SECONDS and self.errors >= _SURE
 
     def words(self):
         """Return what is to be said of this worker, a sentence."""
@@ -111,26 +112,44 @@ def slowest(records, last=None):
     records = [times for times in records if times and len(times["host"]) == count]
     rows = [row for row in rows if len(row) == count]
     recent = rows[-last:] if last else rows
-    typical = [statistics.median(column) for column in zip(*recent, strict=True)]
-    worker = max(range(len(typical)), key=typical.__getitem__)
-    rest = statistics.median(t for w, t in enumerate(typical) if w != worker)
+    means = [mean(column) for column in zip(*recent, strict=True)]
+    worker = max(range(count), key=means.__getitem__)
+    rest = statistics.median(m for w, m in enumerate(means) if w != worker)
     best = min(row[worker] for row in rows)
+    behind = [
+        row[worker] - statistics.median(t for w, t in enumerate(row) if w != worker)
+        for row in recent
+    ]
     return Slowest(
         worker,
-        typical[worker],
-        typical[worker] / rest if rest else float("inf"),
-        typical[worker] / best if best else 1.0,
+        means[worker],
+        means[worker] / rest if rest else float("inf"),
+        means[worker] / best if best else 1.0,
         _part(records[-last:] if last else records, worker),
-        statistics.fmean(row[worker] == max(row) for row in recent),
+        _errors(behind),
     )
+
+
+def mean(values):
+    """Return the mean of values over records without the few that are longest by far."""
+    ordered = sorted(values)
+    return statistics.fmean(ordered[: len(ordered) - len(ordered) // _LEFT_OUT])
+
+
+def _errors(values):
+    """How many standard errors the mean of values is above 0."""
+    if len(values) < 2:
+        return 0.0
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return statistics.fmean(values) / error if error else float("inf")
 
 
 def _part(records, worker):
     """The part in which a worker has most more than the others."""
     more = {}
     for part in ("input", "compute", "host"):
-        rows = [times[part] for times in records]
-        typical = [statistics.median(column) for column in zip(*rows, strict=True)]
-        rest = [t for w, t in enumerate(typical) if w != worker]
-        more[part] = typical[worker] - statistics.median(rest)
+        means = [mean(column) for column in zip(*[r[part] for r in records], strict=True)]
+        more[part] = means[worker] - statistics.median(
+            m for w, m in enumerate(means) if w != worker
+        )
     return max(more, key=more.__getitem__)
