@@ -181,8 +181,16 @@ def _histograms(seen):
 
 
 def histogram(tensor):
-    """Return a float64 vector: least, greatest, and the counts in `BINS` equal bins between."""
+    """Return a float64 vector: least, greatest, and the counts in `BINS` equal bins between.
+
+    Where a number is not finite the first two are not, and the counts mean nothing.
+    """
     values = tf.cast(tf.reshape(tensor, [-1]), tf.float32)
-    low, high = tf.reduce_min(values), tf.reduce_max(values)
+    ends = tf.stack([tf.reduce_min(values), tf.reduce_max(values)])
+    finite = tf.reduce_all(tf.math.is_finite(values))
+    low, high = tf.unstack(tf.where(finite, ends, [0.0, 1.0]))
+    high = tf.maximum(high, low + tf.maximum(tf.abs(low) * 1e-5, 1e-30))  # of equal numbers, too
+    values = tf.where(tf.math.is_finite(values), values, 0.0)
     counts = tf.histogram_fixed_width(values, [low, high], BINS, tf.int32)
-    return tf.concat([tf.cast([low, high], tf.float64), tf.cast(counts, tf.float64)], 0)
+    ends = tf.where(finite, tf.stack([low, high]), float("nan"))
+    return tf.cast(tf.concat([ends, tf.cast(counts, tf.float32)], 0), tf.float64)
