@@ -93,6 +93,7 @@ def _overview(runs, colours, now):
         best, slow = run.best(), run.slowest()
         test = (run.records[-1].get("test") if run.records else None) or run.summary.get("test", {})
         is_slow = slow is not None and slow.is_slow
+        alone = "one worker" if run.begun.get("num_workers", 1) == 1 else "not measured"
         who = f"worker {slow.worker}: {slow.others:.2f} times the others" if is_slow else "none"
         cells = [
             (_key(colours[run.path]) + f"<b>{_text(run.name)}</b>", ""),
@@ -105,7 +106,7 @@ def _overview(runs, colours, now):
             (_percent(run.last("goodput")), ""),
             (str(run.restarts), "bad" if run.restarts else ""),
             (str(run.bad_steps), "bad" if run.bad_steps else ""),
-            ("one worker" if slow is None else who, "bad" if is_slow else ""),
+            (alone if slow is None else who, "bad" if is_slow else ""),
         ]
         rows.append("".join(f'<td class="{kind}">{text}</td>' for text, kind in cells))
     titles = "".join(f"<th>{name}</th>" for name in head)

@@ -204,14 +204,15 @@ class RunFiles:
 
 
 def duration(seconds):
-    """Return a length of time in words: "8 s", "2 min 5 s", "3 h 10 min"."""
+    """Return a length of time in words: "8 s", "2 min 5 s", "3 h 10 min", "2 days"."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
     minutes, rest = divmod(seconds, 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
 
 
 def _read_json(path):
