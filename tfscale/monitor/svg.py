@@ -53,6 +53,7 @@ def chart(lines, marks=()):
         marks: the `Mark`s on it.
     """
     lines = [dataclasses.replace(line, points=_thinned(line.points)) for line in lines]
+    lines = [line for line in lines if line.points]
     points = [point for line in lines for point in line.points]
     if not points:
         return ""
