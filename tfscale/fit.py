@@ -243,7 +243,7 @@ def _ending(summary, path):
         lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
     lines.append("")
     best = summary.get("best")
-    if best is not None:
+    if best is not None and "validation" in summary:
         place = f"at step {best['step']}, epoch {best['epoch']}"
         lines.append(f"best    {best['name']} {best['value']:.4f} {place}")
     speed, goodput = summary["examples_per_second"], summary.get("goodput")

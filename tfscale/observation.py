@@ -5,6 +5,7 @@ on the test split). The curves are the affair of `monitor.run_log`. Nothing here
 and what is not written does not end the run.
 """
 
+import contextlib
 import dataclasses
 import json
 import socket
@@ -88,9 +89,10 @@ class Observation:
         """Note what ended the training before its end; for an `except`."""
         if self._log is None:
             return
-        self._story.tell_error(self._run.trainer.progress.step, error)
-        self._story.close()
-        self._log.close()
+        with contextlib.suppress(OSError):  # a full disk, of which the error itself tells
+            self._story.tell_error(self._run.trainer.progress.step, error)
+            self._story.close()
+            self._log.close()
 
     def end(self, test, scores):
         """Write how the run has ended; every worker calls this.

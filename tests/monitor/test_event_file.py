@@ -96,7 +96,7 @@ def test_confusion_matrix_is_blue_where_it_is_right_and_red_where_it_is_not(clas
     png, size = pictures.confusion(counts)
     page = np.asarray(Image.open(io.BytesIO(png))).astype(int)
     cell = (size[0] - 52) // classes
-    right, wrong = page[46, 46], page[46, 46 + cell]
+    right, wrong = page[44, 44], page[44, 44 + cell]
     assert right[2] > right[0] and wrong[0] > wrong[2]
 
 

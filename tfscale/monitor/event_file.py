@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 _numbers = {}  # of the files of this process, by folder
 
@@ -34,13 +35,12 @@ class EventFile:
         folder.mkdir(parents=True, exist_ok=True)
         number = _numbers[folder] = _numbers.get(folder, -1) + 1
         name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{number}"
-        self._writer = tf.io.TFRecordWriter(str(folder / f"events.out.tfevents.{name}"))
+        self._path = str(folder / f"events.out.tfevents.{name}")
+        self._writer = tf.io.TFRecordWriter(self._path)
         self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if first_step:
-            log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(
-                event_pb2.Event(wall_time=time.time(), step=first_step + 1, session_log=log)
-            )
+        # The second and later ones are restarts for TensorBoard.
+        log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(event_pb2.Event(wall_time=time.time(), step=first_step + 1, session_log=log))
 
     def scalars(self, step, values):
         """Write numbers by tag, as one record."""
@@ -120,7 +120,6 @@ class EventFile:
         """Write a graph, a `GraphDef` message."""
         event = self._event.Event(wall_time=time.time(), graph_def=graph.SerializeToString())
         self._write(event)
-        self._writer.flush()
 
     def chosen(self, name, values):
         """Write what was chosen for a run, for the page HPARAMS.
@@ -151,7 +150,8 @@ class EventFile:
 
     def close(self):
         """Close the file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def _tensor(self, step, tag, about, array):
         from tensorboard.util import tensor_util
@@ -162,7 +162,14 @@ class EventFile:
     def _add(self, step, values):
         summary = self._summary.Summary(value=values)
         self._write(self._event.Event(wall_time=time.time(), step=step, summary=summary))
-        self._writer.flush()
 
     def _write(self, event):
-        self._writer.write(event.SerializeToString())
+        """Write an event to the disk; what the disk refuses ends the file, and not the run."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.write(event.SerializeToString())
+            self._writer.flush()
+        except tf.errors.OpError as error:
+            logging.warning("TensorBoard gets no more of %s: %s", self._path, error)
+            self._writer = None

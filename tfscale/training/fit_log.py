@@ -86,8 +86,9 @@ class FitLog(run_log.RunLog):
     def ended_by(self, error):
         """Note what ended the call before its end; for an `except`."""
         if self._story is not None:
-            self._story.tell_error(self._progress.step, error)
-            self._close()
+            with contextlib.suppress(OSError):  # a full disk, of which the error itself tells
+                self._story.tell_error(self._progress.step, error)
+                self._close()
 
     def _close(self):
         self._log.close()

@@ -9,6 +9,8 @@ import time
 
 import numpy as np
 
+from tfscale.strategy import is_deterministic
+
 PARTS = ("input", "compute", "exchange", "host")  # of a worker's step, in the graph's order
 _NORMS = ("gradient_norm", "weight_norm")
 
@@ -34,10 +36,12 @@ class Measures:
             functions: the model's `functions.Functions`.
             spec: of its batches.
             devices: names of those it trains on. The host's clock does not see into the steps of
-                a GPU, which run later than they are asked for.
+                a GPU, which run later than they are asked for; and deterministic operations do
+                not read the clock.
         """
         self._functions = functions
-        self._sees_times = all("GPU" not in device for device in devices)
+        on_gpu = any("GPU" in device for device in devices)
+        self._sees_times = not on_gpu and not is_deterministic()
         if self.draws:
             functions.prepare_histograms(spec)
 
