@@ -111,7 +111,7 @@ def tutorial(run, name, workers):
 
 
 class TestMultiWorkerTutorial:
-    @pytest.mark.parametrize("workers", [2, 3])
+    @pytest.mark.parametrize("workers", [2, THREE])
     def test_every_worker_reports_the_losses_of_one(self, run, workers):
         [expected] = tutorial(run, "multi_worker_tutorial.py", 1).results
         for found in tutorial(run, "multi_worker_tutorial.py", workers).results:
@@ -119,7 +119,7 @@ class TestMultiWorkerTutorial:
         assert expected["losses"][-1] < expected["losses"][0] / 2
         assert expected["restored"]
 
-    @pytest.mark.parametrize("workers", [2, 3])
+    @pytest.mark.parametrize("workers", [2, THREE])
     def test_files_are_those_of_the_chief_and_whole(self, run, workers):
         done = tutorial(run, "multi_worker_tutorial.py", workers)
         assert done.files == tutorial(run, "multi_worker_tutorial.py", 1).files
@@ -170,6 +170,7 @@ class TestScriptForOneMachine:
             assert found == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.slow
 class TestGuides:
     @staticmethod
     def parts(run, workers, name):
@@ -177,7 +178,7 @@ class TestGuides:
         found = run("guides.py", workers, f"--data={DIGITS}").results
         return [result[name] for result in found], expected[name]
 
-    @pytest.mark.parametrize("workers", [2, THREE])
+    @pytest.mark.parametrize("workers", [2, 3])
     @pytest.mark.parametrize(
         "name", ["customize_fit", "own_callbacks", "transfer_learning", "loop_over_batches"]
     )
@@ -194,7 +195,7 @@ class TestGuides:
         _, expected = self.parts(run, 2, "transfer_learning")
         assert expected["frozen"] and expected["thawed"]
 
-    @pytest.mark.parametrize("workers", [2, THREE])
+    @pytest.mark.parametrize("workers", [2, 3])
     def test_gan_sees_every_image_and_has_noise_of_its_own_on_each_replica(self, run, workers):
         results, (images, losses) = self.parts(run, workers, "gan")
         for found in results:

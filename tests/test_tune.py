@@ -12,6 +12,7 @@ import time
 import pytest
 
 from tfscale import tune
+from tfscale.cluster import ports
 from tfscale.search import trials
 
 SEARCH = """
@@ -65,10 +66,23 @@ def refusal(capfd, *arguments):
         ('hp.Float("model.arguments.dropuot", 0, 1)', [], "Did you mean 'dropout'"),
         (RATE, ["--tuner=bayes"], "Did you mean 'bayesian'"),
         (RATE, ["--objective=val_acuracy"], "It reports: val_accuracy, val_loss, accuracy, loss"),
+        (RATE, ["--config.data.name=digitz"], "digitz"),
+        (RATE, ["--config.model.arguments.units=(0,)"], "units"),
         (RATE, ["--parallel_trials=500"], "--oversubscribe"),
         (RATE, ["--strategy=mirrored", "--workers_per_trial=2"], "--strategy=multiworker"),
         (RATE, ["--tuner=hyperband", "--early_stopping=median"], "Leave out one of them"),
+        (RATE, ["--num_replicas=4", "--strategy=onedevice"], "belongs to --strategy=mirrored"),
+        (RATE, ["--factor=2"], "belongs to --tuner=hyperband"),
+        (RATE, ["--min_epochs=2"], "belongs to --early_stopping=median"),
+        (RATE, ["--max_restarts=2"], "belongs to --strategy=multiworker"),
+        (RATE, ["--lease_seconds=9"], "belongs to the chief"),
+        (RATE, ["--search_chief=127.0.0.1:1", "--lease_seconds=100000"], "86400"),
+        (RATE, ["--config.data.validation_split=test"], "No trial sees the test split"),
+        ('hp.Choice("loss.name", ["poisson", "mse"])', ["--objective=val_loss"], "by a metric"),
         (RATE, ["--max_epochs=3"], "belongs to --tuner=hyperband"),
+        (RATE, ["--parallel_trials=0"], "Use at least 1"),
+        (RATE, ["--search_chief=host0"], "must be 'host:port'"),
+        (RATE, ["--search_chief=127.0.0.1:1", "--search_role=boss"], "auto, chief, worker"),
         ('hp.Int("train.epochs", 1, 2)', ["--tuner=hyperband"], "set --max_epochs"),
         (RATE, ["--config.train.epochs=two"], "must be a whole number"),
     ],
@@ -89,6 +103,9 @@ def test_folder_of_a_run_or_of_another_search_is_refused(search, tmp_path, capfd
     (tmp_path / "run/config.json").write_text("{}")
     assert "holds a run of tfscale.fit" in refusal(capfd, *search())
     (tmp_path / "run/config.json").unlink()
+    (tmp_path / "run/oracle.json").write_text("{}")
+    assert "holds keras-tuner's" in refusal(capfd, *search())
+    (tmp_path / "run/oracle.json").unlink()
     (tmp_path / "run/search.json").write_text(json.dumps({"began": 1, "tuner": "grid"}))
     assert 'tuner: "grid" there and "random" here' in refusal(capfd, *search())
 
@@ -107,7 +124,7 @@ def command(arguments, *more):
     return [sys.executable, "-m", "tfscale.tune", *arguments, *more]
 
 
-def start(run_dir, arguments, *more):
+def start(run_dir, arguments, *more, **options):
     """Start a search in a folder of its own; return its process."""
     arguments = [a for a in arguments if not a.startswith("--run_dir")]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -117,6 +134,7 @@ def start(run_dir, arguments, *more):
             env=environ,
             stdout=log,
             stderr=subprocess.STDOUT,
+            **options,
         )
 
 
@@ -156,7 +174,7 @@ def processes_in(run_dir):
 
 
 def wait_until_gone(run_dir):
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while found := processes_in(run_dir):
         assert time.monotonic() < deadline, f"trials outlive their search: {found}"
         time.sleep(0.05)
@@ -191,6 +209,40 @@ def test_killed_search_ends_as_an_undisturbed_one(search, tmp_path, tuner):
     assert table(killed) == table(undisturbed)
     saved = [json.loads((folder / "best.json").read_text()) for folder in (killed, undisturbed)]
     assert saved[0] == saved[1]
+
+
+@pytest.mark.slow
+@pytest.mark.workers
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("tuner", ["random", "grid"])
+def test_joined_machine_that_is_killed_leaves_the_table_of_an_undisturbed_search(
+    search, tmp_path, tuner
+):
+    space = RATE if tuner == "random" else 'hp.Float("optimizer.learning_rate", 0.01, 0.05, 0.01)'
+    arguments = [*search(space), f"--tuner={tuner}", "--max_trials=3", "--config.train.epochs=20"]
+    undisturbed, run_dir = tmp_path / "undisturbed", tmp_path / "joined"
+    finish(start(undisturbed, arguments), undisturbed)
+    arguments += [f"--search_chief=127.0.0.1:{ports.free_ports(1)[0]}", "--lease_seconds=9"]
+    leads = start(run_dir, arguments, "--search_role=chief")
+    # In a group of its own, as another machine would be.
+    joins = start(run_dir, arguments, "--search_role=worker", start_new_session=True)
+    journal, deadline = run_dir / "journal.jsonl", time.monotonic() + 200
+    while not [e for e in trials._lines(journal) if e.get("on") and trial_has_begun(run_dir, e)]:
+        assert leads.poll() is None and joins.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(joins.pid, signal.SIGKILL)
+    joins.wait()
+    try:
+        finish(leads, run_dir)
+    finally:
+        leads.kill()
+    assert table(run_dir) == table(undisturbed)
+    events = trials._lines(journal)
+    assert [e["losses"] for e in events if e["event"] == "lost"] == [1]
+
+
+def trial_has_begun(run_dir, event):
+    return trials.read_history(run_dir / "trials" / event["trial"] / "metrics.jsonl")
 
 
 @pytest.mark.slow

@@ -9,40 +9,32 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-import os
 import pathlib
 import sys
 import time
 
-from absl import flags
-
-from tfscale import command_line, config_files, run_folder
-from tfscale.config import STRATEGIES
-from tfscale.names import nearest
-from tfscale.search import checks, loop, oracles, processes, stopping, trials, views, winner
+from tfscale import command_line, config_files, run_folder, tune_flags
+from tfscale.search import (
+    checks,
+    joining,
+    leaving,
+    loop,
+    oracles,
+    processes,
+    protocol,
+    roles,
+    service,
+    stopping,
+    trials,
+    views,
+    winner,
+)
 from tfscale.search import journal as journal_lib
 from tfscale.search import space as space_lib
-from tfscale.training import checkpoint as checkpoint_lib
-
-USAGE = """Search hyperparameters; each trial is a run of tfscale.fit in processes of its own.
-
-  python -m tfscale.tune --config=experiments/digits_search.py --tuner=bayesian --max_trials=30
-  python -m tfscale.tune --config=FILE --parallel_trials=2       two trials at once
-  python -m tfscale.tune --config=FILE --strategy=multiworker --workers_per_trial=2
-  python -m tfscale.tune --config=FILE --run_dir=runs/mine       again: goes on where it stopped
-
-FILE defines search_space(hp) beside get_config(). It names fields of the configuration:
-
-  def search_space(hp):
-      hp.Float("optimizer.learning_rate", 1e-4, 1e-1, sampling="log")
-      hp.Choice("optimizer.name", ["sgd", "adam"])
-      with hp.conditional_scope("optimizer.name", ["sgd"]):
-          hp.Float("optimizer.arguments.momentum", 0.0, 0.95)
-
-Trials are compared on validation data; the test split is scored once, for the winner."""
 
 _RULE = "--config must be a .py file with get_config() and search_space(hp)."
 _MAY_CHANGE = ("max_trials", "keras_tuner")
+_OWN_AFFAIR = ("max_trials",)  # of the chief
 _DEFAULT_TRIALS = {"random": 10, "bayesian": 10, "grid": 0, "hyperband": 0}
 
 
@@ -52,24 +44,30 @@ def main(argv=None):
 
 
 def _main(argv):
-    values = command_line.parse(argv, USAGE, _define_flags)
+    values = command_line.parse(argv, tune_flags.USAGE, tune_flags.define)
     if values is None:
         return 0
     config, file = values.config, command_line.take_file(argv)[1]
     config_files.check_types(config)
-    _check_flags(values)
+    role = _role(values)
+    num_slots = 0 if role.only_leads else values.parallel_trials
+    tune_flags.check(values, num_slots, role)
     search_space = _search_space(file)
     gpus = _import_quietly()
     space = space_lib.define(search_space)
     space_lib.check(space, config, config_files.check_types)
     checks.check_arguments(space, config)
     objective, direction = checks.settle_objective(values.objective, values.direction, config)
-    run_dir = pathlib.Path(
-        values.run_dir or run_folder.default_path(config, time.time()).replace("/", "/search-", 1)
-    )
+    checks.check_comparable(space, objective, config)
+    run_dir = _run_dir(values, config, role)
     max_epochs = _max_epochs(values, config, space)
+    spans = config.schedule.epochs or max_epochs
+    _build_once(space_lib.trial_config(config, {}, objective, direction, max_epochs, spans))
+    identity = _identity(values, config, space, objective, direction, max_epochs)
+    shared = protocol.with_versions(identity)
+    if role.kind == "worker":
+        return _join(values, role, run_dir, shared, processes.slots(num_slots, gpus))
     with contextlib.closing(_open(run_dir)) as journal:
-        identity = _identity(values, config, space, objective, direction, max_epochs)
         identity = journal_lib.settle(run_dir / "search.json", identity, _MAY_CHANGE)
         facts = trials.SearchFacts(
             objective=objective,
@@ -80,7 +78,37 @@ def _main(argv):
             run_dir=run_dir,
             began=identity["began"],
         )
-        return _run(values, config, space, facts, journal, max_epochs, gpus)
+        with service.offered(
+            role, run_dir, shared, _OWN_AFFAIR, values.lease_seconds, sys.stdout
+        ) as joined:
+            slots = processes.slots(num_slots, gpus)
+            return _run(values, config, space, facts, journal, max_epochs, slots, joined)
+
+
+def _role(values):
+    """Return this process's role in the search."""
+    role = roles.resolve(values.search_chief, values.search_role)
+    if not values.parallel_trials and role.kind != "chief":
+        raise config_files.UsageError(
+            "Only the chief of a search on several machines may run no trials. Received: "
+            f"--parallel_trials=0 in a search whose role here is {role.kind!r}. Use at least 1."
+        )
+    return role
+
+
+def _run_dir(values, config, role):
+    """Return the folder of the search, the same on all machines."""
+    if values.run_dir:
+        return pathlib.Path(values.run_dir)
+    default = run_folder.default_path(config, time.time()).replace("/", "/search-", 1)
+    if role.kind == "alone":
+        return pathlib.Path(default)
+    if not role.job:
+        raise config_files.UsageError(
+            "The machines of a search share one folder. Received: a search on several machines "
+            "without --run_dir. Name a folder that all of them see."
+        )
+    return pathlib.Path(f"{default.rsplit('-', 2)[0]}-job{role.job}")
 
 
 def _import_quietly():
@@ -102,76 +130,12 @@ def _import_quietly():
     return gpus
 
 
-def _define_flags(values):
-    for name, default, text in (
-        ("tuner", "random", ", ".join(oracles.TUNERS)),
-        ("objective", "", "metric that is compared; empty: val_accuracy, or the first there is"),
-        ("direction", "auto", "which value of it is best: max, min, or auto: by the metric"),
-        ("run_dir", "", "folder of the search; empty: a new one in runs/"),
-        ("strategy", "auto", "of a trial: auto, onedevice, mirrored or multiworker"),
-        ("early_stopping", "", "median: stop a trial that is worse than half of the others"),
-    ):
-        flags.DEFINE_string(name, default, text, flag_values=values)
-    flags.DEFINE_integer(
-        "max_trials",
-        None,
-        "trials in all; 0: all that the tuner has  [10; grid and hyperband 0]",
-        lower_bound=0,
-        flag_values=values,
-    )
-    for name, default, least, text in (
-        ("parallel_trials", 1, 1, "trials at once, each on its share of the cores"),
-        ("workers_per_trial", 1, 1, "workers of a trial, with multiworker"),
-        ("num_replicas", 0, 0, "replicas of a trial, with mirrored"),
-        ("seed", 0, 0, "of the tuner's choices"),
-        ("max_epochs", 0, 0, "hyperband: epochs of its longest trials; 0: train.epochs"),
-        ("factor", 3, 2, "hyperband: one of so many trials goes on, so many times as long"),
-        ("min_epochs", 1, 1, "early stopping: not before the end of this epoch"),
-        ("min_trials", 4, 1, "early stopping: not before so many others have come as far"),
-        ("max_retries", 1, 0, "starts again of a trial that crashed or hung"),
-        ("max_restarts", 3, 0, "multiworker: failures of a trial's workers in an hour"),
-        ("hang_timeout_seconds", 600, 0, "end a trial that makes no step for so long; 0: wait"),
-        ("grace_seconds", 60, 0, "time for a trial to save and leave"),
-    ):
-        flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=values)
-    flags.DEFINE_bool(
-        "deterministic", True, "trials give the same bits in every run", flag_values=values
-    )
-    flags.DEFINE_bool("oversubscribe", False, "allow more workers than cores", flag_values=values)
+def _build_once(config):
+    """Open the data and build the model: what is wrong with them would end every trial."""
+    from tfscale import experiment
+    from tfscale.data import load
 
-
-def _check_flags(values):
-    """Refuse what no space would make right."""
-    for name, known in (
-        ("tuner", oracles.TUNERS),
-        ("strategy", STRATEGIES),
-        ("early_stopping", stopping.RULES),
-        ("direction", checkpoint_lib.MODES),
-    ):
-        given = values[name].value
-        if given not in known:
-            listed = ", ".join(word or "nothing" for word in known)
-            raise config_files.UsageError(
-                f"--{name} must be one of {listed}. Received: {given!r}.{nearest(given, known)}"
-            )
-    workers = values.workers_per_trial
-    if workers > 1 and values.strategy not in ("auto", "multiworker"):
-        raise config_files.UsageError(
-            "--workers_per_trial belongs to --strategy=multiworker. Received: "
-            f"--workers_per_trial={workers} --strategy={values.strategy}."
-        )
-    if values.early_stopping and values.tuner == "hyperband":
-        raise config_files.UsageError(
-            "--early_stopping is for tuners that train all trials to the end. Received: "
-            "--tuner=hyperband, which stops trials itself. Leave out one of them."
-        )
-    cores = len(os.sched_getaffinity(0))
-    if values.parallel_trials * workers > cores and not values.oversubscribe:
-        raise config_files.UsageError(
-            "Trials that run at once need a core for each worker. Received: "
-            f"--parallel_trials={values.parallel_trials} --workers_per_trial={workers} on {cores} "
-            f"core{'s' if cores > 1 else ''}. Use fewer, or add --oversubscribe."
-        )
+    experiment.compiled_model(config, load.load(config.data))
 
 
 def _search_space(file):
@@ -210,11 +174,12 @@ def _max_epochs(values, config, space):
 
 def _open(run_dir):
     """Make the folder and open its journal."""
-    if (run_dir / "config.json").exists():
-        raise config_files.UsageError(
-            "--run_dir must be a new folder or that of this search. Received: "
-            f"{run_dir}, which holds a run of tfscale.fit. Use another --run_dir."
-        )
+    for file, what in (("config.json", "a run of tfscale.fit"), ("oracle.json", "keras-tuner's")):
+        if (run_dir / file).exists():
+            raise config_files.UsageError(
+                "--run_dir must be a new folder or that of this search. Received: "
+                f"{run_dir}, which holds {what}. Use another --run_dir."
+            )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         return journal_lib.Journal(run_dir / "journal.jsonl")
@@ -242,7 +207,7 @@ def _identity(values, config, space, objective, direction, max_epochs):
     }
 
 
-def _run(values, config, space, facts, journal, max_epochs, gpus):
+def _run(values, config, space, facts, journal, max_epochs, slots, joined):
     """Search, and say what was found; return the exit code."""
     schedule_epochs = max_epochs if values.tuner == "hyperband" else config.schedule.epochs
 
@@ -256,7 +221,6 @@ def _run(values, config, space, facts, journal, max_epochs, gpus):
             schedule_epochs,
         )
 
-    launches = values.workers_per_trial > 1 or values.strategy == "multiworker"
     oracle = oracles.build(
         values.tuner,
         space,
@@ -276,27 +240,35 @@ def _run(values, config, space, facts, journal, max_epochs, gpus):
         min_trials=values.min_trials,
     )
     best = winner.Winner(config, facts, journal, max_epochs, config_files.config_to_json)
-    with contextlib.closing(oracles.Asker(oracle)) as asker:
-        search = loop.Search(
-            facts,
-            journal,
-            asker,
-            trials.FitTrials(make_config, _fit_flags(values, launches)),
-            shown,
-            epochs_of=lambda chosen: chosen.get("train.epochs", max_epochs),
-            slots=processes.slots(values.parallel_trials, gpus),
-            max_retries=values.max_retries,
-            hang_timeout_seconds=0 if launches else values.hang_timeout_seconds,
-            grace_seconds=values.grace_seconds,
-            stops_at=stops_at if values.early_stopping else None,
-            when_ended=best.look_at,
-        )
-        try:
-            records = search.run()
-        except loop.ToldToLeave as left:
-            print("stopped; the same command goes on.", file=sys.stderr, flush=True)
-            return left.code
+    search = loop.Search(
+        facts,
+        journal,
+        oracles.Asker(oracle),
+        trials.FitTrials(make_config, _fit_flags(values)),
+        shown,
+        epochs_of=lambda chosen: chosen.get("train.epochs", max_epochs),
+        slots=slots,
+        service=joined,
+        max_retries=values.max_retries,
+        hang_timeout_seconds=_hang_timeout_seconds(values),
+        grace_seconds=values.grace_seconds,
+        stops_at=stops_at if values.early_stopping else None,
+        when_ended=best.look_at,
+    )
+    try:
+        records = search.run()
+    except leaving.ToldToLeave as left:
+        print("stopped; the same command goes on.", file=sys.stderr, flush=True)
+        return left.code
     best.look_at_all(records)
+    code = _conclude(best, make_config)
+    if joined is not None:
+        joined.end_search()
+    return code
+
+
+def _conclude(best, make_config):
+    """Score the winner on the test split and say how it is trained; return the exit code."""
     if best.record is None:
         print("No trial has a score; see the logs in trials/.", file=sys.stderr, flush=True)
         return 1
@@ -316,10 +288,38 @@ def _score(config, checkpoint):
     return scoring.evaluate_checkpoint(config, checkpoint)
 
 
-def _fit_flags(values, launches):
+def _join(values, role, run_dir, identity, slots):
+    """Run trials for the chief of the search until it is over; return the exit code."""
+    try:
+        joining.Member(
+            role,
+            run_dir,
+            identity,
+            lambda: trials.FitTrials(None, _fit_flags(values)),
+            slots,
+            hang_timeout_seconds=_hang_timeout_seconds(values),
+            grace_seconds=values.grace_seconds,
+            start_timeout_seconds=values.start_timeout_seconds,
+        ).run()
+    except leaving.ToldToLeave as left:
+        print("stopped; the others go on.", file=sys.stderr, flush=True)
+        return left.code
+    return 0
+
+
+def _launches(values):
+    """Say whether a trial is a launcher, with workers that it watches itself."""
+    return values.workers_per_trial > 1 or values.strategy == "multiworker"
+
+
+def _hang_timeout_seconds(values):
+    return 0 if _launches(values) else values.hang_timeout_seconds
+
+
+def _fit_flags(values):
     """Return the flags of `tfscale.fit` that all trials share."""
     shared = ["--deterministic"] if values.deterministic else []
-    if not launches:
+    if not _launches(values):
         replicas = [f"--num_replicas={values.num_replicas}"] if values.num_replicas else []
         return [f"--strategy={values.strategy}", *replicas, *shared]
     return [

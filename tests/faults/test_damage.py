@@ -25,6 +25,7 @@ def cut_in_half(path):
     os.truncate(path, path.stat().st_size // 2)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_what_is_whole_and_names_the_rest(tmp_path, undisturbed):
     """Nothing of a launcher and its workers that were killed is whole but two checkpoints."""
     run = launched.launch(tmp_path / "run", KEEP_ALL, **SLOW)

@@ -42,6 +42,7 @@ def plain(undisturbed):
     return undisturbed(DROPOUT="0")
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_after_any_signal(tmp_path, undisturbed):
     """First SIGTERM, then Ctrl-C, then SIGTERM twice, within a step that takes long."""
     folder = tmp_path / "run"

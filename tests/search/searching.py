@@ -1,6 +1,7 @@
 """A search whose trials are small scripts without TensorFlow, for tests of the loop.
 
-Run as a script, `searching.py RUN_DIR`, it is the process of a search that a test kills.
+Run as a script, `searching.py RUN_DIR`, it is the process of a search that a test kills; with
+`SETTINGS`, JSON, behind it, one that leads or joins a search on several machines.
 """
 
 import json
@@ -8,17 +9,36 @@ import pathlib
 import sys
 import time
 
-from tfscale.search import journal, loop, oracles, processes, trials
+from tfscale.search import (
+    joining,
+    journal,
+    leaving,
+    loop,
+    oracles,
+    processes,
+    roles,
+    service,
+    trials,
+)
 
 # What a trial does: it goes on after the epochs that are in its file, as a run does.
 TRIAL = """
 import json, os, pathlib, signal, sys, time
 from tfscale.cluster import pulse
-folder, values = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
+folder = pathlib.Path(sys.argv[1])
+values = json.loads((folder / "values.json").read_text())
 does, epochs, seconds = values.get("does", ""), values["epochs"], values.get("seconds", 0.02)
 pulse.begin()
 file = folder / "metrics.jsonl"
 done = len(file.read_text().splitlines()) if file.exists() else 0
+def runs(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+if (folder / "pids").exists():
+    if any(runs(line.split()[0]) for line in (folder / "pids").read_text().splitlines()):
+        (folder / "two").touch()  # processes at once
 with open(folder / "pids", "a") as pids:
     print(os.getpid(), done, file=pids)
 def write(**record):
@@ -74,9 +94,10 @@ class ScriptedTrials(trials.FitTrials):
 
     def prepare(self, record, parent):
         record.path.mkdir(parents=True, exist_ok=True)
+        (record.path / "values.json").write_text(json.dumps(record.values))
 
     def command(self, record):
-        return [sys.executable, "-c", TRIAL, str(record.path), json.dumps(record.values)]
+        return [sys.executable, "-c", TRIAL, str(record.path)]
 
 
 class NoViews:
@@ -87,20 +108,40 @@ class NoViews:
         pass
 
 
-def search(run_dir, chosen, slots=1, **settings):
-    """Run a search to its end; return its records and its oracle."""
+def search(run_dir, chosen, slots=1, lead="", lease=30, **settings):
+    """Run a search to its end; return its records and its oracle.
+
+    `lead` is the address at which other processes may join.
+    """
     run_dir = pathlib.Path(run_dir)
     run_dir.mkdir(exist_ok=True)
+    role = roles.Role("chief" if lead else "alone", lead)
     facts = trials.SearchFacts("val_accuracy", "max", "list", 0, [], run_dir, time.time())
     log, oracle = journal.Journal(run_dir / "journal.jsonl"), ListOracle(chosen)
     settings = {"grace_seconds": 5, "slots": processes.slots(slots), **settings}
     try:
-        return (
-            loop.Search(facts, log, oracle, ScriptedTrials(), NoViews(), **settings).run(),
-            oracle,
-        )
+        with service.offered(role, run_dir, {"chosen": chosen}, (), lease, None) as joined:
+            settings["service"] = joined
+            records = loop.Search(facts, log, oracle, ScriptedTrials(), NoViews(), **settings).run()
+            if joined:
+                joined.end_search()
+            return records, oracle
     finally:
         log.close()
+
+
+def join(run_dir, chosen, address, name, slots=1, seconds=60):
+    """Run trials for the chief at an address until the search is over."""
+    role, slots = roles.Role("worker", address, name), processes.slots(slots)
+    joining.Member(
+        role,
+        run_dir,
+        {"chosen": chosen},
+        ScriptedTrials,
+        slots,
+        grace_seconds=5,
+        start_timeout_seconds=seconds,
+    ).run()
 
 
 def table(records):
@@ -114,4 +155,8 @@ def table(records):
 KILLED = [{"level": level, "epochs": 4, "seconds": 0.15} for level in (0.1, 0.5, 0.3)]
 
 if __name__ == "__main__":
-    search(sys.argv[1], KILLED)
+    settings = json.loads(sys.argv[2]) if sys.argv[2:] else {"chosen": KILLED}
+    try:
+        (join if "address" in settings else search)(sys.argv[1], **settings)
+    except leaving.ToldToLeave as left:
+        sys.exit(left.code)

@@ -9,6 +9,7 @@ from tensorboard.compat.tensorflow_stub import errors
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
+from tfscale.search import hparams
 from tfscale.search.hparams import HParams
 
 
@@ -60,6 +61,14 @@ def test_each_trial_has_its_values_its_end_and_its_best_so_far(tmp_path, trials)
         (2, pytest.approx(score)),
         (3, pytest.approx(score)),
     ]
+
+
+def test_an_epoch_that_was_not_finite_is_not_the_best(tmp_path):
+    one = records.record(tmp_path, 0)
+    one.history[0]["val_accuracy"] = float("nan")
+    HParams(records.facts(tmp_path)).update([one])
+    found = read(one.path / "tensorboard")["best_val_accuracy"]
+    assert found == [(2, pytest.approx(0.9)), (3, pytest.approx(0.9))]
 
 
 def test_what_failed_is_a_failure_and_what_runs_has_no_end(tmp_path, trials):
@@ -117,3 +126,15 @@ def test_values_that_tensorboard_has_no_kind_for_are_text(tmp_path):
     HParams(records.facts(tmp_path)).update([trial])
     [(_, start)] = read(trial.path / "tensorboard")[metadata.SESSION_START_INFO_TAG]
     assert start.session_start_info.hparams["model.arguments.units"].string_value == "[8, 4]"
+
+
+def test_the_folder_of_a_tensorboard_callback_gets_the_values_and_the_end(tmp_path):
+    board = tmp_path / "0001" / "execution0"
+    hparams.write_chosen(board, {"units": 32, "shape": [1, 2]}, "trial 0001", 7.0)
+    hparams.write_end(board)
+    found = read(board)
+    [(_, start)] = found[metadata.SESSION_START_INFO_TAG]
+    values = start.session_start_info.hparams
+    assert values["units"].number_value == 32 and values["shape"].string_value == "[1, 2]"
+    [(_, end)] = found[metadata.SESSION_END_INFO_TAG]
+    assert end.session_end_info.status == 1

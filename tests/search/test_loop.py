@@ -12,7 +12,7 @@ import pytest
 import searching
 
 from tfscale.cluster import local
-from tfscale.search import loop, processes, stopping, trials
+from tfscale.search import leaving, processes, stopping, trials
 
 pytestmark = pytest.mark.workers
 
@@ -142,7 +142,7 @@ def test_signal_lets_trials_leave_and_counts_nothing(tmp_path):
 
     thread = threading.Thread(target=tell)
     thread.start()
-    with pytest.raises(loop.ToldToLeave) as left:
+    with pytest.raises(leaving.ToldToLeave) as left:
         searching.search(tmp_path, chosen)
     thread.join()
     assert left.value.code == 143

@@ -90,9 +90,28 @@ def test_axes_are_log_where_sampling_is(tmp_path):
     }
 
 
-def test_a_trial_far_off_is_drawn_at_the_edge(tmp_path):
+def test_a_parameter_of_a_few_bad_trials_explains_little_of_all(tmp_path):
+    facts = records.facts(tmp_path, parameters=(records.RATE, records.MOMENTUM))
+    trials = []
+    for i, one in enumerate(records.thirty(tmp_path)[:20]):
+        values, score = {records.RATE.name: 10.0 ** -(i % 4)}, 0.9 + 0.001 * i
+        if i < 6:  # the worst ones, in the order of their momentum
+            values[records.MOMENTUM.name], score = 0.1 * i, 0.1 * i
+        trials.append(dataclasses.replace(one, values=values, score=score, state="completed"))
+    found = {i.name: i for i in importance.importances(facts, trials)}
+    momentum = found[records.MOMENTUM.name]
+    assert momentum.correlation == pytest.approx(1)
+    # Ranks 1 to 6 of 1 to 20: n (n^2 - 1) / 12 each.
+    assert momentum.explained == pytest.approx((6 * 35) / (20 * 399))
+
+
+def test_a_trial_far_off_is_drawn_at_the_edge_and_hollow(tmp_path):
     trials = records.thirty(tmp_path)
-    trials[3] = dataclasses.replace(trials[3], score=1e6)
+    trials[3] = dataclasses.replace(trials[3], score=1e6, state="completed")
+    for draw in (plots._objective, plots._parameters):
+        figure = draw(records.facts(tmp_path, "min"), trials)
+        legend = figure.axes[0].get_legend() or figure.legends[0]
+        assert [t.get_text() for t in legend.get_texts()].count("worse than the axis shows") == 1
     low, high = plots._range(records.facts(tmp_path, "min"), trials)
     assert 0 < low < high < 3
     assert plots._height(records.facts(tmp_path, "min"), 1e6, low, high) == high

@@ -30,6 +30,10 @@ def check(define, config=None):
         (lambda hp: hp.Int("model.arguments", 1, 2), "Name an argument: model.arguments.NAME"),
         (lambda hp: hp.Int("train.epochs.more", 1, 2), "It has no arguments"),
         (lambda hp: hp.Int("data.seed", 1, 2), "does not change data.seed"),
+        (
+            lambda hp: hp.Choice("data.label_column", ["a", "b"]),
+            "does not change data.label_column",
+        ),
         (lambda hp: hp.Choice("metrics.names", ["auc", "accuracy"]), "does not change metrics"),
     ],
 )

@@ -1,7 +1,6 @@
 """What a person reads of a search, on a terminal and through a pipe."""
 
 import io
-import time
 
 import pytest
 import records
@@ -75,6 +74,16 @@ def test_a_pipe_gets_one_line_an_event(tmp_path):
     )
 
 
+def test_where_a_trial_runs_is_shown_when_there_are_several_machines(tmp_path):
+    facts = records.facts(tmp_path)
+    found = [records.record(tmp_path, i, machine=machine) for i, machine in enumerate(("", "n2"))]
+    lines = table.lines(facts, found, 200)
+    assert lines[0].split()[-2:] == ["on", "chosen"]
+    assert " here " in lines[1] and " n2 " in lines[2]
+    assert table.begun(facts, found[1]).startswith("trial 0001 begins on n2: ")
+    assert " on " not in table.lines(facts, found[:1], 200)[0]
+
+
 def test_a_terminal_gets_the_table_in_its_place_and_no_more_lines_than_it_has(
     tmp_path, monkeypatch
 ):
@@ -118,15 +127,25 @@ def test_the_end_names_the_best_its_values_the_failures_and_the_files(tmp_path):
         assert (tmp_path / name).stat().st_size > 100
 
 
-def test_many_calls_cost_little(tmp_path, monkeypatch):
-    monkeypatch.undo()
-    found = records.thirty(tmp_path)
+def test_many_calls_without_news_write_nothing(tmp_path, monkeypatch):
+    found, written = records.thirty(tmp_path), []
+    for module, name in ((views.results, "write"), (views.plots, "draw")):
+        monkeypatch.setattr(module, name, lambda *_, name=name: written.append(name))
     view = views.Views(records.facts(tmp_path), io.StringIO(), is_interactive=True)
-    view.update(found)
-    start = time.monotonic()
     for _ in range(1000):
+        monkeypatch.setattr(view, "_looked", 0.0)  # as if time had passed
         view.update(found)
-    assert time.monotonic() - start < 1.0
+    assert written == ["write"]
+
+
+def test_a_picture_that_cannot_be_drawn_ends_nothing_and_is_told_once(tmp_path, capsys):
+    facts, stream = records.facts(tmp_path), io.StringIO()
+    found = [records.record(tmp_path, 0, score=1e308), records.record(tmp_path, 1, score=-1e308)]
+    view = views.Views(facts, stream, is_interactive=False)
+    view.finish(found)
+    view.finish(found)
+    assert capsys.readouterr().err.count("warning: pictures could not be written") == 1
+    assert "trials  2: 2 completed" in stream.getvalue()
 
 
 def test_a_reader_that_has_gone_and_a_folder_that_is_gone_end_nothing(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """`tfscale.search.Tuner`: keras-tuner's interface, trials that run the script again."""
 
 import csv
+import dataclasses
 import json
 import os
 import pathlib
@@ -8,24 +9,27 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import keras
 import keras_tuner
 import numpy as np
 import psutil
 import pytest
+import tensorflow as tf
 
-from tfscale.search import imported, script_trial, scripts, tuner, tuners
+from tfscale.cluster import ports
+from tfscale.search import endings, imported, places, report, returned, scripts, tuner, tuners
 
 SCRIPT = pathlib.Path(__file__).with_name("tuner_script.py")
 ROOT = str(pathlib.Path(__file__).parents[2])
 SECONDS = 240
 
 
-def start(folder, workers=1):
-    environ = dict(os.environ, PYTHONPATH=ROOT)
+def start(folder, workers=1, *more, **variables):
+    environ = dict(os.environ, PYTHONPATH=ROOT, **variables)
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(workers), str(folder)],
+        [sys.executable, str(SCRIPT), str(workers), str(folder), *more],
         env=environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -90,6 +94,38 @@ class TestSearch:
         assert (folder / "digits" / "journal.jsonl").read_text() == journal
 
 
+def run_costs(folder, workers=1):
+    """Run `run_trial_script.py`; return what it printed last, and its folder."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT.with_name("run_trial_script.py")), str(workers), str(folder)],
+        env=dict(os.environ, PYTHONPATH=ROOT),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2 * SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.workers
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_run_trial_of_ones_own_ends_in_many_ways(tmp_path, workers):
+    said = run_costs(tmp_path, workers)
+    assert said["ended_by"] == "the data are gone (trial 0007)"
+    trials, early = said["trials"], "the script ended before the `search` of this tuner"
+    assert trials["number"] == ["COMPLETED", 1.5, None]
+    assert trials["tells"] == ["COMPLETED", 1.25, None]
+    assert trials["epochs"] == ["COMPLETED", 3.0, None] and said["weights"] == [[1.0]]
+    assert trials["model"] == ["COMPLETED", 11.0, None]
+    assert trials["loop"] == ["COMPLETED", 21.0, None]
+    assert trials["gives up"] == ["FAILED", None, "failed: it was refused: no such layer"]
+    assert trials["leaves"][0] == "FAILED" and early in trials["leaves"][2]
+    assert trials["ends all"][0] == "FAILED"
+    log = tmp_path / "costs" / "trials" / "0000" / "logs" / "trial.log"
+    assert "trial 0000 has 1.5" in log.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.workers
 def test_two_workers_a_trial_find_what_one_finds(searched, tmp_path):
@@ -124,6 +160,40 @@ def test_a_search_that_is_killed_goes_on_and_ends_as_an_undisturbed_one(searched
     events = scripts.read_lines(tmp_path / "digits" / "journal.jsonl")
     assert [e["event"] for e in events].count("created") == 2
     assert "goes on at step" in (second / "logs" / "trial.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.workers
+def test_keras_tuners_variables_make_the_script_a_chief_that_leads_and_a_tuner(searched, tmp_path):
+    port = str(ports.free_ports(1)[0])
+    address = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": port}
+    chief = start(tmp_path, KERASTUNER_TUNER_ID="chief", **address)
+    joined = start(tmp_path, KERASTUNER_TUNER_ID="tuner0", **address)
+    said, shown = finish(joined)
+    assert "joined the search at 127.0.0.1" in shown
+    assert finish(chief)[0] == said == searched[1]  # each reads the results
+    assert table(tmp_path) == table(searched[0])
+    events = scripts.read_lines(tmp_path / "digits" / "journal.jsonl")
+    assert {e["on"] for e in events if e["event"] == "started"} == {"tuner0"}
+
+
+@pytest.mark.slow
+@pytest.mark.workers
+def test_hyperband_goes_on_with_its_best_trials(tmp_path):
+    said, _ = finish(start(tmp_path, 1, "hyperband"))
+    rows = table(tmp_path)
+    assert [row["state"] for row in rows] == ["completed"] * len(rows)
+    [row] = [row for row in rows if row["parent"]]
+    older = next(other for other in rows if other["id"] == row["parent"])
+    assert (older["epochs"], row["epochs"]) == ("1", "3") and row["rate"] == older["rate"]
+    curves = tmp_path / "digits" / "trials"
+    one, both = (scripts.read_history(curves / t["id"] / scripts.METRICS) for t in (older, row))
+    assert both[:1] == one and both[1]["loss"] < one[0]["loss"]
+    assert {"tuner/epochs": 3, "tuner/initial_epoch": 1, "tuner/trial_id": older["id"]}.items() <= (
+        scripts.used(curves / row["id"], {}).values.items()
+    )
+    assert not [name for name in row if name.startswith("tuner/")]
+    assert said["again"] == pytest.approx(max(float(row["score"]) for row in rows), abs=1e-6)
 
 
 def build(hp):
@@ -230,7 +300,8 @@ def test_what_a_session_hands_over_comes_back_as_it_was(tmp_path):
         ({"strategy": "mirored"}, "Did you mean 'mirrored'"),
         ({"workers_per_trial": 2}, 'need strategy="multiworker"'),
         ({"parallel_trials": 1000}, "a core for each worker"),
-        ({"distribution_strategy": None}, "An argument of Tuner is unknown"),
+        ({"tuner_id": None}, "An argument of Tuner is unknown"),
+        ({"distribution_strategy": "mirrored"}, "must be a tf.distribute.Strategy"),
         ({"early_stopping": "medan"}, "Did you mean 'median'"),
         ({"executions_per_trial": 0}, "at least 1"),
     ],
@@ -263,9 +334,108 @@ def test_overwrite_removes_a_search_and_nothing_else(tmp_path):
     with pytest.raises(ValueError, match="no search.json"):
         make(tmp_path, overwrite=True)
     assert (folder / "thesis.txt").exists()
-    (folder / "search.json").touch()
-    make(tmp_path, overwrite=True)
-    assert not folder.exists()
+    for name in ("search.json", "oracle.json"):  # the second is keras-tuner's
+        places._taken.clear()
+        folder.mkdir(exist_ok=True)
+        (folder / name).touch()
+        make(tmp_path, overwrite=True)
+        assert not folder.exists()
+
+
+def test_a_later_tuner_of_the_script_puts_the_search_of_an_earlier_one_aside(tmp_path):
+    first = make(tmp_path, overwrite=True)
+    leave_search(tmp_path / "untitled_project")
+    second = make(tmp_path, overwrite=True)
+    assert first.get_best_hyperparameters()[0].get("units") == 16
+    assert not second.get_best_hyperparameters()
+    assert second.project_dir == str(tmp_path / "untitled_project")
+
+
+def leave_search(folder):
+    """Write what a search of two trials leaves, the second of which has failed."""
+    events = [{"event": "created", "trial": id, "values": {"units": 16}} for id in ("0000", "0001")]
+    history = [{"epoch": i + 1, "val_loss": value} for i, value in enumerate([3.0, 1.0, 2.0])]
+    ended = {"event": "ended", "trial": "0000", "state": "completed", "reason": "", "score": 1.0}
+    events.append({**ended, "best_epoch": 2, "epochs": 3, "history": history})
+    failed = {"trial": "0001", "state": "failed", "reason": "no layer", "score": None}
+    events.append({**events[-1], **failed, "best_epoch": None, "history": []})
+    for event in events[:2]:
+        path = folder / "trials" / event["trial"]
+        path.mkdir(parents=True)
+        task = scripts.Assignment(1, event["trial"], str(path), {}, event["values"], epochs=3)
+        (path / "trial.json").write_text(json.dumps(dataclasses.asdict(task)))
+    (folder / "search.json").write_text("{}")
+    (folder / "journal.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+
+
+def test_what_a_search_has_found_is_there_as_trials_of_keras_tuner(tmp_path, capsys):
+    leave_search(tmp_path / "untitled_project")
+    found = make(tmp_path)
+    [best] = [trial for trial in found.oracle.get_best_trials(1) if trial.score is not None]
+    assert (best.trial_id, best.score, best.best_step, best.status) == ("0000", 1.0, 1, "COMPLETED")
+    assert best.metrics.get_best_value("val_loss") == 1.0
+    assert best.hyperparameters.get("tuner/epochs") == 3
+    assert found.oracle.trials["0001"].message == "failed: no layer"
+    assert found.remaining_trials == 0
+    found.results_summary()
+    assert "units: 16" in (shown := capsys.readouterr().out) and "failed: no layer" in shown
+    with pytest.raises(ValueError, match="trial 0000, which has saved none"):
+        found.get_best_models()
+
+
+def record(tmp_path, state, id="0000"):
+    return types.SimpleNamespace(id=id, state=state, reason="it broke", path=tmp_path)
+
+
+def test_failures_in_a_row_end_a_search_where_the_user_says_so(tmp_path):
+    ending = endings.Endings(2)
+    for state in ("failed", "completed", "hung"):
+        ending.take(record(tmp_path, state))
+    with pytest.raises(RuntimeError, match="2 trials in a row"):
+        ending.take(record(tmp_path, "diverged"))
+    unlimited = endings.Endings(None)
+    for _ in range(20):
+        unlimited.take(record(tmp_path, "failed"))
+    oracle = keras_tuner.oracles.RandomSearchOracle()
+    assert endings.failures_allowed(oracle) is None and endings.failures_allowed(oracle, 3) == 3
+    oracle.max_consecutive_failed_trials = 8
+    assert endings.failures_allowed(oracle) == 8
+
+
+def test_a_fatal_error_of_a_trial_is_raised_once_as_the_class_of_keras_tuner(tmp_path):
+    class Mine(keras_tuner.errors.FatalTypeError):
+        pass
+
+    kinds = [kind.__name__ for kind in Mine.__mro__]
+    (tmp_path / scripts.FATAL).write_text(json.dumps({"kinds": kinds, "message": "no data"}))
+    with pytest.raises(keras_tuner.errors.FatalTypeError, match="no data .trial 0000"):
+        endings.Endings(None).take(record(tmp_path, "failed"))
+    endings.Endings(None).take(record(tmp_path, "failed"))
+
+
+def test_models_are_built_under_the_strategy_and_no_larger_than_allowed(tmp_path):
+    one = tf.distribute.OneDeviceStrategy("CPU:0")
+    model = make(tmp_path, distribution_strategy=one).build_distributed(
+        keras_tuner.HyperParameters()
+    )
+    assert model.distribute_strategy is one
+    with pytest.raises(keras_tuner.errors.FailedTrialError, match="max_model_size=4"):
+        make(tmp_path, max_model_size=4).build_distributed(keras_tuner.HyperParameters())
+
+
+def test_classes_take_keras_tuners_arguments_by_place_and_may_be_derived_from(tmp_path):
+    class Mine(tuners.RandomSearch):
+        def __init__(self, **arguments):
+            super().__init__(build, "val_loss", 7, directory=tmp_path, **arguments)
+
+        def on_epoch_end(self, trial, model, epoch, logs=None):
+            super().on_epoch_end(trial, model, epoch, logs)
+
+    mine = Mine(max_consecutive_failed_trials=4)
+    assert isinstance(mine, tuner.Tuner) and mine.oracle.max_trials == 7
+    assert mine.overridden(["on_epoch_end", "on_epoch_begin"]) == ["on_epoch_end"]
+    with pytest.raises(ValueError, match="runs in the process of a trial"):
+        mine.run_trial(None)
 
 
 def history_of(**metrics):
@@ -291,7 +461,47 @@ def history_of(**metrics):
     ],
 )
 def test_what_fit_may_return(result, best):
-    assert script_trial._best_of(result, keras_tuner.Objective("val_loss", "min")) == best
+    assert returned.best_of(result, keras_tuner.Objective("val_loss", "min")) == best
+
+
+def test_what_an_oracle_was_told_counts_as_returned():
+    trial = keras_tuner.engine.trial.Trial(keras_tuner.HyperParameters())
+    objective = keras_tuner.Objective("cost", "min")
+    assert returned.told_of(trial, objective) is None
+    trial.metrics.register("cost", "min")
+    for step, cost in enumerate((3, 1, 2)):
+        trial.metrics.update("cost", cost, step)
+    assert returned.told_of(trial, objective) == {"cost": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("result", "says"),
+    [
+        (None, "where a NoneType came with nothing"),
+        ([0.5, {"other": 1.0}], "where a dict came with other"),
+        (history_of(loss=[3.0], accuracy=[1.0]), "where a History came with accuracy, loss"),
+    ],
+)
+def test_a_result_without_the_objective_says_what_there_is(result, says):
+    error = returned.refusal(result, keras_tuner.Objective("val_loss", "min"))
+    assert says in str(error) and "objective='val_loss'" in str(error)
+    assert isinstance(error, keras_tuner.errors.FatalError)
+    nameless = keras_tuner.oracles.RandomSearchOracle().objective
+    assert "no objective, so that a number" in str(returned.refusal(result, nameless))
+
+
+def test_history_of_a_fit_without_the_callbacks_is_the_curve(tmp_path):
+    oracle = keras_tuner.oracles.RandomSearchOracle("val_loss")
+    trial = keras_tuner.engine.trial.Trial(keras_tuner.HyperParameters())
+    result = [history_of(loss=[3.0, 2.0, 1.0], val_loss=[2.0, 1.0, 3.0])]
+    metrics = report.Report(tmp_path, oracle, trial).end(result)
+    assert metrics == {"loss": 2.0, "val_loss": 1.0}
+    curve = scripts.read_history(tmp_path / scripts.METRICS)
+    assert [(e["epoch"], e["loss"], e["val_loss"]) for e in curve] == [
+        (1, 3.0, 2.0),
+        (2, 2.0, 1.0),
+        (3, 1.0, 3.0),
+    ]
 
 
 def test_of_several_objectives_the_sum_counts():
@@ -302,5 +512,5 @@ def test_of_several_objectives_the_sum_counts():
         ]
     )
     result = history_of(val_loss=[1.0, 0.5], val_accuracy=[0.5, 0.75])
-    best = script_trial._best_of(result, oracle.objective)
+    best = returned.best_of(result, oracle.objective)
     assert best[oracle.objective.name] == 0.5 - 0.75

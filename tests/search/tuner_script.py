@@ -1,4 +1,4 @@
-"""A script that searches with `tfscale.search.Tuner`: python tuner_script.py WORKERS FOLDER.
+"""A search with `tfscale.search.Tuner`: python tuner_script.py WORKERS FOLDER [TUNER].
 
 In the manner of keras-tuner's getting-started guide: a HyperModel that chooses in `build` and in
 `fit`. It prints one line of JSON: the trials, and what the best model scores.
@@ -39,9 +39,13 @@ class Digits(keras_tuner.HyperModel):
         return model.fit(*args, batch_size=hp.Choice("batch_size", [32, 64]), **kwargs)
 
 
+oracles = {
+    "random": keras_tuner.oracles.RandomSearchOracle("val_accuracy", max_trials=2, seed=4),
+    "hyperband": keras_tuner.oracles.HyperbandOracle("val_accuracy", max_epochs=3, seed=4),
+}
 tuner = tfscale.search.Tuner(
     hypermodel=Digits(),
-    oracle=keras_tuner.oracles.RandomSearchOracle(objective="val_accuracy", max_trials=2, seed=4),
+    oracle=oracles[(sys.argv[3:] or ["random"])[0]],
     strategy="multiworker",
     workers_per_trial=workers,
     directory=folder,

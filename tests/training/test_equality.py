@@ -27,20 +27,34 @@ THROUGH_DOORS = [
     for door in row.doors[: 2 if row.both else 1]
     if row.equal
 ]
-# What each replica computes alone, or the rows beside them show as well, is not repeated there.
-NOT_ON_WORKERS = {
+# What each replica computes alone, or the rows beside them show as well: `make test-slow`.
+LESS_TOLD_BY_WORKERS = {
+    "momentum",
     "adamw",
     "weight_decay",
+    "ema",
+    "exponential_decay",
     "cosine_decay",
     "clipvalue",
+    "accumulation_4",
     "accumulated_batches",
+    "accumulated_batches_at_once",
+    "dataset_unknown_length",
     "sample_weights",
+    "sample_weights_uneven",
+    "mse",
     "huber",
     "mask_and_sum_loss",
     "l1",
+    "l2",
     "embedding",
+    "attention",
+    "batch_norm_synchronized",
+    "mixed_bfloat16",
+    "two_optimizers",
 }
-ON_TWO_WORKERS = [(name, door) for name, door in THROUGH_DOORS if name not in NOT_ON_WORKERS]
+ON_TWO_WORKERS = [(n, door) for n, door in THROUGH_DOORS if n not in LESS_TOLD_BY_WORKERS]
+OTHERS_ON_TWO_WORKERS = [(n, door) for n, door in THROUGH_DOORS if n in LESS_TOLD_BY_WORKERS]
 # What three workers add: shares of different sizes, and a batch smaller than their number.
 ON_THREE_WORKERS = [
     ("global_clipnorm", KERAS),
@@ -80,21 +94,21 @@ def reference(name, door):
 
 
 @functools.cache
-def workers(num_workers):
+def workers(num_workers, rows):
     """All rows in one start of the workers, because a start costs more than a row.
 
     Returns the results, or what a failed start said, so that no row starts it again.
     """
-    rows = {2: [*ON_TWO_WORKERS, ("dropout", KERAS), ("batch_norm", KERAS)], 3: ON_THREE_WORKERS}
-    arguments = [f"{door}:{name}" for name, door in rows[num_workers]]
+    arguments = [f"{door}:{name}" for name, door in rows]
     try:
         return testing.run_workers(WORKER, num_workers, args=arguments, timeout_seconds=560)
     except AssertionError as error:
         return str(error)
 
 
-def multiworker(name, door, num_workers=2):
-    results = workers(num_workers)
+def multiworker(name, door, num_workers=2, rows=ON_TWO_WORKERS):
+    alone = (("dropout", KERAS), ("batch_norm", KERAS)) if rows is ON_TWO_WORKERS else ()
+    results = workers(num_workers, (*rows, *alone))
     assert not isinstance(results, str), results
     own = [
         {k.split("|")[1]: v for k, v in r.arrays.items() if k.split("|")[0] == f"{door}:{name}"}
@@ -142,7 +156,16 @@ def test_two_workers_equal_one_device(name, door):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("name", "door"), ON_THREE_WORKERS)
 def test_three_workers_equal_one_device(name, door):
-    check_equal(multiworker(name, door, 3), reference(name, door), name)
+    check_equal(multiworker(name, door, 3, ON_THREE_WORKERS), reference(name, door), name)
+
+
+@pytest.mark.slow
+@pytest.mark.workers
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("name", "door"), OTHERS_ON_TWO_WORKERS)
+def test_two_workers_equal_one_device_in_the_other_rows_too(name, door):
+    outcome = multiworker(name, door, rows=OTHERS_ON_TWO_WORKERS)
+    check_equal(outcome, reference(name, door), name)
 
 
 @pytest.mark.workers

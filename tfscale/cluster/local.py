@@ -132,6 +132,16 @@ class Guard:
         """Forget a worker that has been reaped."""
         self._tell(f"-{process.pid}\n")
 
+    def hold_until(self, moment: float) -> None:
+        """Kill all groups at a moment, unless a later one is named before.
+
+        That is done even when this process is stopped, as by SIGSTOP.
+
+        Args:
+            moment: on the clock of `time.monotonic`, which all processes of a machine share.
+        """
+        self._tell(f"={moment}\n")
+
     def close(self) -> None:
         """End the guard."""
         assert self._process.stdin is not None

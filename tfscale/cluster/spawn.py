@@ -9,11 +9,14 @@ launcher is gone, what workers have started. Linux only; elsewhere it execs and 
 
 import ctypes
 import fcntl
+import math
 import os
+import select
 import signal
 import socket
 import struct
 import sys
+import time
 
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
@@ -62,13 +65,34 @@ def _hold_network(libc) -> None:
 
 
 def _guard() -> None:
-    """Keep a list of process groups, `+ID` and `-ID` on stdin, and kill them when stdin closes."""
+    """Keep a list of process groups, `+ID` and `-ID` on stdin, and kill them when stdin closes.
+
+    Also at a moment that `=SECONDS` names, on the clock of `time.monotonic`, unless a later one
+    is named before it comes; then whatever is added while it is past.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     groups: set[int] = set()
-    for line in sys.stdin:
-        change = groups.add if line.startswith("+") else groups.discard
-        change(int(line[1:]))
+    until, said = math.inf, b""
+    while True:
+        left = None if until == math.inf or not groups else max(until - time.monotonic(), 0.0)
+        if select.select([0], [], [], left)[0]:
+            data = os.read(0, 65_536)
+            if not data:
+                break
+            *lines, said = (said + data).split(b"\n")
+            for line in lines:
+                if line.startswith(b"="):
+                    until = float(line[1:])
+                else:
+                    (groups.add if line.startswith(b"+") else groups.discard)(int(line[1:]))
+        elif left is not None:
+            _kill_groups(groups)
+            groups.clear()
+    _kill_groups(groups)
+
+
+def _kill_groups(groups: set[int]) -> None:
     for group in groups:
         try:
             os.killpg(group, signal.SIGKILL)

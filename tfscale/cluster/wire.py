@@ -17,6 +17,10 @@ class Lost(Exception):
     """The other end is gone, did not answer in time, or does not speak this language."""
 
 
+class Late(Lost):
+    """Nothing has come in time; it may still come."""
+
+
 class Channel:
     """One connection.
 
@@ -47,7 +51,8 @@ class Channel:
             seconds: how long to wait for the whole of it.
 
         Raises:
-            Lost: if there is none in time, or what comes is no message.
+            Late: if there is none in time.
+            Lost: if the other end is gone, or what comes is no message.
         """
         deadline = time.monotonic() + seconds
         while b"\n" not in self._received:
@@ -56,6 +61,8 @@ class Channel:
             try:
                 self._connection.settimeout(max(0.001, deadline - time.monotonic()))
                 data = self._connection.recv(65_536)
+            except TimeoutError as error:
+                raise Late(_words(error)) from None
             except OSError as error:
                 raise Lost(_words(error)) from None
             if not data:
@@ -64,7 +71,7 @@ class Channel:
         line, _, self._received = self._received.partition(b"\n")
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
             raise Lost("said something else than JSON")

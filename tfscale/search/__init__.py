@@ -1,9 +1,9 @@
 """A search: keras-tuner's oracles choose, runs of tfscale are the trials.
 
 `loop` is the way of a trial; `journal` is the truth on disk; `trials`, `processes`, `oracles`,
-`space` and `stopping` are its parts; `views` is what a person sees; `tuner` is the door from
-Python, whose names load here when they are first used: the command's help does not wait for
-keras-tuner.
+`space` and `stopping` are its parts; `service` and `joining` are the two sides of a search on
+several machines; `views` is what a person sees; `tuner` is the door from Python, whose names load
+here when they are first used: the command's help does not wait for keras-tuner.
 """
 
 import importlib

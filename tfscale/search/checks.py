@@ -37,6 +37,40 @@ def check_arguments(space, config):
         )
 
 
+def check_comparable(space, objective, config):
+    """Refuse what would make the scores of trials tell nothing, or the test split choose.
+
+    Args:
+        space: the `keras_tuner.HyperParameters`.
+        objective: the metric that is compared.
+        config: the base `RunConfig`.
+
+    Raises:
+        ValueError: naming the hyperparameter, or the split.
+    """
+    losses = [p.name for p in space_lib.parameters(space) if p.name.split(".")[0] == "loss"]
+    if losses and objective.endswith("loss"):
+        raise ValueError(
+            "Trials with different losses are compared by a metric. Received: "
+            f"{losses[0]!r} in the space and --objective={objective}. Use another objective, such "
+            "as val_accuracy, or take it out of the space."
+        )
+    data = config.data
+    test = _parts(data.test_split)
+    for name in ("train_split", "validation_split"):
+        if test & _parts(getattr(data, name)):
+            raise ValueError(
+                "No trial sees the test split: it scores the winner. Received: "
+                f"data.{name}={getattr(data, name)!r} and data.test_split={data.test_split!r}. "
+                "Hold validation data out of the training split (data.validation_fraction=0.2), or "
+                "set data.test_split to another one, or to nothing."
+            )
+
+
+def _parts(split):
+    return {part.strip() for part in split.split("+")} - {""}
+
+
 def settle_objective(objective, direction, config):
     """Return the metric that is compared, and which value of it is best.
 

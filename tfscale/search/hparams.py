@@ -7,6 +7,7 @@ gives to everyone; that name itself would import TensorFlow).
 """
 
 import json
+import math
 import pathlib
 import time
 
@@ -90,10 +91,32 @@ class HParams:
         events = []
         for entry in record.history:
             value = entry.get(objective)
-            best = value if self._facts.better(value, best) else best
+            if value is not None and math.isfinite(value):
+                best = value if self._facts.better(value, best) else best
             if best is not None:
                 events.append((entry["epoch"], time.time(), _scalar(f"best_{objective}", best)))
         return [*events, (0, time.time(), _end(record.state in trials.SCORED))]
+
+
+def write_chosen(folder, values, name, began):
+    """Write a trial's values into a folder of a `TensorBoard` callback.
+
+    Args:
+        folder: the folder; made if it is not there.
+        values: by name.
+        name: what HPARAMS calls the trial.
+        began: seconds since 1970.
+    """
+    from tensorboard.plugins.hparams import summary_v2 as messages
+
+    chosen = {n: _plain(value) for n, value in values.items()}
+    summary = messages.hparams_pb(chosen, name, began)
+    _write(pathlib.Path(folder) / _CHOSEN, [(0, began, summary)])
+
+
+def write_end(folder):
+    """Write there that the trial has ended well."""
+    _write(pathlib.Path(folder) / _ENDED, [(0, time.time(), _end(True))])
 
 
 def _domain(parameter):

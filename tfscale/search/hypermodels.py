@@ -24,7 +24,7 @@ def as_hypermodel(given):
     return hypermodel
 
 
-def build(hypermodel, replaced, hp):
+def build(hypermodel, replaced, hp, max_size=None):
     """Return a compiled model.
 
     Args:
@@ -32,15 +32,22 @@ def build(hypermodel, replaced, hp):
         replaced: arguments of `compile` that replace what the hypermodel compiles with, by name;
             None leaves one as it is.
         hp: the `keras_tuner.HyperParameters`.
+        max_size: parameters that it may have; None for any number.
 
     Raises:
-        ValueError: if the hypermodel builds something else.
+        keras_tuner.errors.FatalTypeError: if the hypermodel builds something else.
+        keras_tuner.errors.FailedTrialError: if the model is too large.
     """
     model = hypermodel.build(hp)
     if not isinstance(model, keras.Model):
-        raise ValueError(
+        raise keras_tuner.errors.FatalTypeError(
             "A hypermodel must build a keras.Model. "
             f"Received: {type(model).__name__}. Return the compiled model."
+        )
+    if max_size is not None and model.built and model.count_params() > max_size:
+        raise keras_tuner.errors.FailedTrialError(
+            f"A model may have max_model_size={max_size} parameters. "
+            f"Received: {model.count_params()}."
         )
     replaced = {name: part for name, part in replaced.items() if part is not None}
     if replaced:

@@ -5,7 +5,8 @@ it is the variance of the objective's ranks that a parabola in the parameter's r
 (the rank transform of R. L. Iman and W. J. Conover, Technometrics 21, 1979; without the square it
 would be Spearman's correlation squared, which does not see that the middle is best). For choices
 it is eta squared, the variance between their groups. Both are adjusted for what chance alone
-explains (M. Ezekiel, 1930; for groups epsilon squared, T. L. Kelley, 1935) and bounded by 0.
+explains (M. Ezekiel, 1930; for groups epsilon squared, T. L. Kelley, 1935) and bounded by 0. A
+parameter that only some trials have can explain no more than what varies among those.
 """
 
 import dataclasses
@@ -51,17 +52,19 @@ def importances(facts, records):
         A list of `Importance`, without what is fixed.
     """
     found = []
+    everyone = [goodness for _, goodness in _scored(facts, records)]
     for parameter in facts.parameters:
         if parameter.kind == "fixed":
             continue
-        values, badness = of_parameter(facts, records, parameter.name)
+        values, goodness = of_parameter(facts, records, parameter.name)
         explained, correlation = 0.0, None
-        if len(values) >= _FEWEST and len(set(map(repr, values))) > 1 and len(set(badness)) > 1:
+        part = _part_of_variance(goodness, everyone)
+        if len(values) >= _FEWEST and len(set(map(repr, values))) > 1 and len(set(goodness)) > 1:
             if is_number(parameter):
-                explained, correlation = _of_numbers(values, badness)
+                explained, correlation = _of_numbers(values, goodness)
             else:
-                explained = _of_groups(values, badness)
-        found.append((parameter.name, explained, correlation, len(values)))
+                explained = _of_groups(values, goodness)
+        found.append((parameter.name, part * explained, correlation, len(values)))
     total = sum(explained for _, explained, _, _ in found)
     result = [
         Importance(name, explained, explained / total if total else 0.0, correlation, count)
@@ -77,19 +80,28 @@ def is_number(parameter):
 
 def of_parameter(facts, records, name):
     """Return the values of a parameter and how good the objective was, as two lists."""
+    active = [(r.values[name], good) for r, good in _scored(facts, records) if name in r.values]
+    return [value for value, _ in active], [good for _, good in active]
+
+
+def _scored(facts, records):
+    """Yield the trials that count, each with how good it was."""
     sign = 1 if facts.direction == "max" else -1
-    values, goodness = [], []
     for record in records:
-        if name not in record.values:
-            continue
         if record.state == trials.DIVERGED:
-            goodness.append(-np.inf)
+            yield record, -np.inf
         elif record.state in trials.SCORED and record.score is not None:
-            goodness.append(sign * record.score)
-        else:
-            continue
-        values.append(record.values[name])
-    return values, goodness
+            yield record, sign * record.score
+
+
+def _part_of_variance(some, everyone):
+    """Return the share of the variance of all ranks that lies among some of the trials."""
+    if len(some) == len(everyone):
+        return 1.0
+    place = dict(zip(everyone, ranks(everyone), strict=True))
+    y, within = ranks(everyone), np.array([place[goodness] for goodness in some])
+    whole = np.sum((y - y.mean()) ** 2)
+    return float(np.sum((within - within.mean()) ** 2) / whole) if len(some) and whole else 0.0
 
 
 def ranks(values):

@@ -13,7 +13,6 @@ import sys
 
 import numpy as np
 
-from tfscale.search import scripts
 from tfscale.training.checkpoint import write_whole
 
 _ARRAYS = "call.npz"
@@ -32,7 +31,7 @@ def pack(run_dir, hypermodel, given, objective, executions, arguments, named):
         hypermodel: the `keras_tuner.HyperModel`.
         given: what the user gave as such: it, or a function.
         objective: the `keras_tuner.Objective`.
-        executions: as for `script_trial.run`.
+        executions: as for a `Tuner`.
         arguments: what `search` was given.
         named: what it was given by name.
 
@@ -57,6 +56,11 @@ def pack(run_dir, hypermodel, given, objective, executions, arguments, named):
     np.savez(beside, **arrays)
     beside.replace(run_dir / _ARRAYS)
     write_whole(run_dir / _CALL, json.dumps(call, indent=2) + "\n")
+    return target(run_dir)
+
+
+def target(run_dir):
+    """Return how a trial is started of what `pack` has written, here or on another machine."""
     return ["-m", "tfscale.search.imported", str(run_dir / _CALL)]
 
 
@@ -64,28 +68,20 @@ def main(argv):
     """Run the trial that this process has been given, as `scripts.assigned` says."""
     import keras_tuner
 
-    from tfscale.search import hypermodels, script_trial
+    from tfscale.search.tuner import Tuner
 
     path = pathlib.Path(argv[0])
     call = json.loads(path.read_text())
     module, _, name = call["hypermodel"].partition(":")
     found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     is_class = isinstance(found, type) and issubclass(found, keras_tuner.HyperModel)
-    hypermodel = hypermodels.as_hypermodel(found() if is_class else found)
     objective = [keras_tuner.Objective(name, direction) for name, direction in call["objective"]]
-    if len(objective) > 1:
-        oracle = keras_tuner.oracles.RandomSearchOracle(objective=objective)
-        objective = [oracle.objective]
+    oracle = keras_tuner.oracles.RandomSearchOracle(objective if objective[1:] else objective[0])
+    tuner = Tuner(found() if is_class else found, oracle, executions_per_trial=call["executions"])
     with np.load(path.with_name(_ARRAYS), allow_pickle=False) as arrays:
-        script_trial.run(
-            scripts.assigned(),
-            hypermodel.build,
-            hypermodel.fit,
-            objective[0],
-            call["executions"],
-            [_unpacked(value, arrays) for value in call["arguments"]],
-            {name: _unpacked(value, arrays) for name, value in call["named"].items()},
-        )
+        arguments = [_unpacked(value, arrays) for value in call["arguments"]]
+        named = {name: _unpacked(value, arrays) for name, value in call["named"].items()}
+    tuner.search(*arguments, **named)
 
 
 def _name_of(given, hypermodel):

@@ -92,19 +92,30 @@ def settle(path, identity, may_change):
     if path.exists():
         before = json.loads(path.read_text())
         identity["began"] = before["began"]
-        differences = [
-            f"{name}: {_short(there)} there and {_short(here)} here"
-            for name, there, here in _differences(before, identity)
-            if name not in may_change
-        ]
-        if differences:
+        found = differences(before, identity, may_change)
+        if found:
             raise ValueError(
                 "A search goes on as the one it began as. Received: "
-                f"--run_dir={path.parent} with {'; '.join(differences[:5])}. Use another "
+                f"--run_dir={path.parent} with {'; '.join(found[:5])}. Use another "
                 "--run_dir."
             )
     write_whole(path, json.dumps(identity, indent=2) + "\n")
     return identity
+
+
+def differences(there, here, may_differ=()):
+    """Return in words what is not the same in two identities, as a list.
+
+    Args:
+        there: one identity, a dict that fits into JSON.
+        here: the other one.
+        may_differ: names that do not count, "section.field".
+    """
+    return [
+        f"{name}: {_short(one)} there and {_short(other)} here"
+        for name, one, other in _differences(there, here)
+        if name not in may_differ
+    ]
 
 
 def _differences(there, here, prefix=""):

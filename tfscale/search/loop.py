@@ -7,23 +7,14 @@ runs is the affair of an object such as `trials.FitTrials`, what is shown that o
 
 import collections
 import contextlib
-import signal
-import threading
 import time
 
 from tfscale.cluster import local
-from tfscale.search import processes, trials
+from tfscale.search import leaving, processes, trials
 
 _POLL_SECONDS = 0.1
+_MOST_LOSSES = 5  # of a trial, with the machines that it ran on; then it is to blame
 _READ_SECONDS = 0.5  # between two looks at what a trial has reported
-
-
-class ToldToLeave(Exception):
-    """SIGTERM or SIGINT has come; `code` is what the process is to exit with."""
-
-    def __init__(self, number):
-        super().__init__(f"signal {number}")
-        self.code = 130 if number == signal.SIGINT else 143
 
 
 class Search:
@@ -36,7 +27,9 @@ class Search:
         kind: what a trial runs: an object with the methods of `trials.FitTrials`.
         views: what a person sees: an object with `update(records)` and `finish(records)`.
         epochs_of: a function from a trial's values to its epochs, where the oracle does not say.
-        slots: the `processes.Slot` of each of the trials that run at once; one if empty.
+        slots: the `processes.Slot` of each of the trials that run at once on this machine; one by
+            default.
+        service: the `service.Service` of the machines that join; None without any.
         max_retries: how often a trial that has failed is started again, where it may come right.
         hang_timeout_seconds: as for `processes.TrialProcess`.
         grace_seconds: from SIGTERM to SIGKILL.
@@ -54,7 +47,8 @@ class Search:
         views,
         *,
         epochs_of=lambda values: 0,
-        slots=(),
+        slots=None,
+        service=None,
         max_retries=1,
         hang_timeout_seconds=0.0,
         grace_seconds=60.0,
@@ -63,13 +57,16 @@ class Search:
     ):
         self.facts, self.records = facts, []
         self._journal, self._asker, self._kind, self._views = journal, asker, kind, views
-        self._epochs_of, self._free_slots = epochs_of, list(slots) or [processes.Slot(0)]
+        self._epochs_of, self._service = epochs_of, service
+        self._own_slots = [processes.Slot(0)] if slots is None else list(slots)
         self._max_retries, self._hang_seconds = max_retries, hang_timeout_seconds
         self._grace_seconds = grace_seconds
         self._stops_at, self._when_ended = stops_at, when_ended
         self._waiting = collections.deque()  # records that need a slot, oldest first
         self._running = {}  # id -> _Running
         self._tries = collections.Counter()  # id -> starts that have failed
+        self._losses = collections.Counter()  # id -> machines that were lost with it
+        self._sessions = {}  # id -> the session of a joined machine that may run it
         self._is_exhausted = self._is_idle = False
         self._guard = None
 
@@ -81,16 +78,17 @@ class Search:
 
         Raises:
             ValueError: if the journal is that of another space, or of another keras-tuner.
-            ToldToLeave: if a signal ended it; the same command goes on.
+            leaving.ToldToLeave: if a signal ended it; the same command goes on.
         """
         self._replay()
         told = []
-        with _signals(told), contextlib.closing(local.Guard()) as self._guard:
+        with leaving.noted_signals(told), contextlib.closing(local.Guard()) as self._guard:
             try:
                 while not told:
-                    self._ask()
-                    self._start()
-                    if not self._running:
+                    slots = self._free_slots()
+                    self._ask(len(slots))
+                    self._start(slots)
+                    if not (self._running or self._waiting or self._wants_more()):
                         break
                     for running in list(self._running.values()):
                         self._look_at(running)
@@ -98,16 +96,19 @@ class Search:
                     time.sleep(_POLL_SECONDS)
                 if told:
                     self._leave()
-                    raise ToldToLeave(told[0])
+                    raise leaving.ToldToLeave(told[0])
             finally:
                 for running in self._running.values():
                     running.process.kill()
         self._views.finish(self.records)
         return self.records
 
-    def _ask(self):
+    def _free_slots(self):
+        return self._own_slots + (self._service.free_slots() if self._service else [])
+
+    def _ask(self, num_slots):
         """Ask for as many trials as there are free slots."""
-        while len(self._waiting) < len(self._free_slots) and self._wants_more():
+        while len(self._waiting) < num_slots and self._wants_more():
             asked = self._asker.ask()
             if asked.kind == "trial":
                 self._write(
@@ -133,42 +134,43 @@ class Search:
         self._is_idle = True
 
     def _create(self, asked):
-        record = trials.TrialRecord(
-            id=asked.id,
-            values=asked.values,
-            state=trials.RUNNING,
-            score=None,
-            best_epoch=None,
-            epochs=0,
-            max_epochs=asked.epochs or self._epochs_of(asked.values),
-            started=None,
-            seconds=0.0,
-            reason="",
-            history=[],
-            path=self.facts.run_dir / "trials" / asked.id,
-            parent=asked.parent,
-        )
+        epochs = asked.epochs or self._epochs_of(asked.values)
+        record = trials.unasked(asked.id, self.facts.run_dir, asked.values, epochs, asked.parent)
         self.records.append(record)
         return record
 
-    def _start(self):
+    def _start(self, slots):
         """Start what waits, or goes on, in the free slots."""
-        while self._waiting and self._free_slots:
-            record, slot = self._waiting.popleft(), self._free_slots.pop(0)
+        ready = [record for record in self._waiting if self._may_start(record)]
+        for record, slot in zip(ready, slots, strict=False):
+            self._waiting.remove(record)
             self._kind.prepare(record, self._record(record.parent) if record.parent else None)
-            self._write("started", trial=record.id)
+            record.log.parent.mkdir(exist_ok=True)
+            self._running[record.id] = self._start_in(slot, record)
             record.started = record.started or self._journal.events[-1]["time"]
-            log = record.path / "logs" / "trial.log"
-            log.parent.mkdir(exist_ok=True)
-            process = processes.TrialProcess(
-                self._kind.command(record),
-                log,
-                self._guard,
-                self._kind.environ(record),
-                slot,
-                self._hang_seconds,
-            )
-            self._running[record.id] = _Running(record, process, slot)
+
+    def _may_start(self, record):
+        """Say whether no machine, of an earlier life of the search, may still run a trial."""
+        session = self._sessions.get(record.id)
+        return session is None or self._service is None or self._service.is_gone(session)
+
+    def _start_in(self, slot, record):
+        if slot not in self._own_slots:
+            record.machine, self._sessions[record.id] = slot.machine, slot.session
+            self._write("started", trial=record.id, on=slot.machine, session=slot.session)
+            return _Running(record, slot.start(record.id), None)
+        record.machine = ""
+        self._own_slots.remove(slot)
+        self._write("started", trial=record.id)
+        process = processes.TrialProcess(
+            self._kind.command(record),
+            record.log,
+            self._guard,
+            self._kind.environ(record),
+            slot,
+            self._hang_seconds,
+        )
+        return _Running(record, process, slot)
 
     def _look_at(self, running):
         """Take in how far a trial is, stop it if it will not win, and take in its end."""
@@ -188,18 +190,24 @@ class Search:
                 process.stop(self._grace_seconds)
         if has_ended:
             del self._running[record.id]
-            self._free_slots.append(running.slot)
-            self._free_slots.sort(key=lambda slot: slot.number)
+            self._sessions.pop(record.id, None)
+            if running.slot is not None:
+                self._own_slots.append(running.slot)
+                self._own_slots.sort(key=lambda slot: slot.number)
             self._end(running)
 
     def _end(self, running):
         """Judge a process that is over: the trial has ended, or is started again."""
         record = running.record
+        if running.process.lost and not running.stops_at and self._goes_on_elsewhere(running):
+            return
         end = running.process.end(self._kind.diverged(record))
         if running.stops_at:
             record.history = record.history[: running.stops_at]
             end = processes.End(trials.STOPPED, f"by the median at epoch {running.stops_at}")
         self._take_history(record, record.history)
+        if end.state == trials.COMPLETED and (reason := self._kind.unfinished(record)):
+            end = processes.End(trials.FAILED, reason)
         if end.state == trials.COMPLETED and record.score is None:
             end = processes.End(trials.DIVERGED, f"{self.facts.objective} was never finite")
         result = {"trial": record.id, "state": end.state, "reason": end.reason}
@@ -207,13 +215,30 @@ class Search:
         if end.may_come_right and self._tries[record.id] < self._max_retries:
             self._tries[record.id] += 1
             self._write("retried", **result)
-            record.reason = end.reason
+            record.reason, record.machine = end.reason, ""
             self._waiting.append(record)
             return
         result |= {"score": record.score, "best_epoch": record.best_epoch}
         self._write("ended", **result, epochs=record.epochs, history=record.history)
         self._take_end(record, self._journal.events[-1])
         self._views.update(self.records)
+
+    def _goes_on_elsewhere(self, running):
+        """Have a trial wait again whose machine was lost, or left; no retry is used up by it."""
+        record, process = running.record, running.process
+        self._losses[record.id] += not process.has_left
+        if self._losses[record.id] > _MOST_LOSSES:
+            return False
+        record.reason, record.machine = process.lost, ""
+        self._write(
+            "lost",
+            trial=record.id,
+            reason=record.reason,
+            seconds=round(record.seconds, 2),
+            losses=self._losses[record.id],
+        )
+        self._waiting.appendleft(record)
+        return True
 
     def _take_end(self, record, event):
         record.state, record.reason = event["state"], event["reason"]
@@ -240,13 +265,21 @@ class Search:
                 record = self._record(event["trial"])
                 self._waiting.remove(record)
                 self._take_end(record, event)
-            elif kind in ("started", "retried"):
-                record = self._record(event["trial"])
-                if kind == "started":
-                    record.started = record.started or event["time"]
-                else:
-                    self._tries[record.id] += 1
-                    record.seconds, record.reason = event["seconds"], event["reason"]
+            elif kind in ("started", "retried", "lost"):
+                self._replay_start(event)
+
+    def _replay_start(self, event):
+        record = self._record(event["trial"])
+        if event["event"] == "started":
+            record.started, record.machine = record.started or event["time"], event.get("on", "")
+            self._sessions[record.id] = event.get("session")
+            return
+        self._sessions.pop(record.id, None)
+        if event["event"] == "retried":
+            self._tries[record.id] += 1
+        else:
+            self._losses[record.id] = event["losses"]
+        record.seconds, record.reason = event["seconds"], event["reason"]
 
     def _replay_ask(self, event):
         asked = self._asker.ask_again(event.get("values"))
@@ -285,22 +318,3 @@ class _Running:
         self.record, self.process, self.slot = record, process, slot
         self.seconds_before, self.reads_at = record.seconds, 0.0
         self.stops_at = None
-
-
-@contextlib.contextmanager
-def _signals(told):
-    """As a context: the first SIGTERM or SIGINT is noted in `told`; a second one ends at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def note(number, _):
-        signal.signal(number, signal.SIG_DFL)
-        told.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

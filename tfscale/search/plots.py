@@ -4,6 +4,7 @@ matplotlib is imported when a picture is drawn, without its `pyplot`: nothing op
 no figure is kept in memory.
 """
 
+import gc
 import math
 import os
 import pathlib
@@ -21,6 +22,7 @@ _LOOKS = {  # marker and colour of a state
     trials.HUNG: ("D", "#8c564b"),
     trials.FAILED: ("P", "#e377c2"),
 }
+_OFF = "worse than the axis shows"
 _COLUMNS = 3
 _MOST_PARAMETERS = 18  # the most important ones are drawn
 
@@ -43,6 +45,9 @@ def draw(facts, records, folder):
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
+        finally:
+            del figure
+            gc.collect()  # a figure holds itself in cycles, some megabytes each
 
 
 def _objective(facts, records):
@@ -50,12 +55,12 @@ def _objective(facts, records):
     figure = _figure(9, 4.8)
     axes = figure.add_subplot()
     low, high = _range(facts, records)
-    for state, (marker, colour) in _LOOKS.items():
+    for state in _LOOKS:
         mine = [(i, r) for i, r in enumerate(records) if r.state == state]
         if mine:
-            xs, ys = [i for i, _ in mine], [_height(facts, r.score, low, high) for _, r in mine]
             label = f"{table.words(state)} ({len(mine)})"
-            axes.scatter(xs, ys, marker=marker, color=colour, s=36, label=label, zorder=3)
+            scores = [r.score for _, r in mine]
+            _dots(axes, facts, [i for i, _ in mine], scores, (low, high), state, label, 36)
     best, xs, ys = None, [], []
     for i, record in enumerate(records):
         if record.state in trials.SCORED and facts.better(record.score, best):
@@ -71,7 +76,8 @@ def _objective(facts, records):
     axes.set_xlabel("trial")
     _scale_objective(axes, facts, low, high)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(fontsize=8, loc="best")
+    handles = {handle.get_label(): handle for handle in axes.get_legend_handles_labels()[0]}
+    axes.legend(handles=[*handles.values()], fontsize=8, loc="best")
     return figure
 
 
@@ -95,8 +101,14 @@ def _parameters(facts, records):
         _scale_objective(axes, facts, low, high)
         axes.tick_params(labelsize=8)
     if figure.axes:
-        handles = [h for h in figure.axes[0].collections if h.get_offsets().size]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(_LOOKS), fontsize=8)
+        found = [h for a in figure.axes for h in a.collections if h.get_offsets().size]
+        handles = {handle.get_label(): handle for handle in reversed(found)}
+        figure.legend(
+            handles=[*handles.values()][::-1],
+            loc="outside lower center",
+            ncols=len(_LOOKS),
+            fontsize=8,
+        )
     figure.suptitle(
         f"{facts.objective} against each parameter (importance: share of the variance of ranks)",
         fontsize=9,
@@ -111,14 +123,14 @@ def _one_parameter(axes, facts, records, parameter, low, high):
         values = [str(r.values[parameter.name]) for r in records if parameter.name in r.values]
         known += sorted(set(values) - set(known))
         places = {value: place for place, value in enumerate(known)}
-    for state, (marker, colour) in _LOOKS.items():
+    for state in _LOOKS:
         mine = [r for r in records if r.state == state and parameter.name in r.values]
         xs = [r.values[parameter.name] for r in mine]
         if places is not None:  # beside each other, the same in every drawing
             aside = [0.3 * (0.618 * records.index(r) % 1 - 0.5) for r in mine]
             xs = [places[str(x)] + a for x, a in zip(xs, aside, strict=True)]
-        ys = [_height(facts, r.score, low, high) for r in mine]
-        axes.scatter(xs, ys, marker=marker, color=colour, s=26, label=table.words(state))
+        scores = [r.score for r in mine]
+        _dots(axes, facts, xs, scores, (low, high), state, table.words(state), 26)
     if places is not None:
         axes.set_xticks(range(len(places)), list(places))
         axes.set_xlim(-0.5, len(places) - 0.5)
@@ -127,6 +139,24 @@ def _one_parameter(axes, facts, records, parameter, low, high):
         axes.set_xlim(parameter.low / 1.3, parameter.high * 1.3)
     elif parameter.sampling == "reverse_log" and parameter.low > 0:
         _reverse_log(axes, parameter.low, parameter.high)
+
+
+def _dots(axes, facts, xs, scores, ends, state, label, size):
+    """Draw the trials of one state; those that are worse than the axis shows are hollow."""
+    marker, colour = _LOOKS[state]
+    off = [s is not None and math.isfinite(s) and not ends[0] <= s <= ends[1] for s in scores]
+    ys = [_height(facts, score, *ends) for score in scores]
+    shown = [(x, y) for x, y, is_off in zip(xs, ys, off, strict=True) if not is_off]
+    hollow = [(x, y) for x, y, is_off in zip(xs, ys, off, strict=True) if is_off]
+    look = {"marker": marker, "s": size, "zorder": 3, "clip_on": False}
+    axes.scatter(*_columns(shown), color=colour, label=label, **look)
+    if hollow:
+        xs, ys = _columns(hollow)
+        axes.scatter(xs, ys, facecolors="none", edgecolors=colour, label=_OFF, **look)
+
+
+def _columns(points):
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def _reverse_log(axes, low, high):

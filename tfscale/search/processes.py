@@ -4,7 +4,9 @@ Nothing of it outlives the search, not even after `kill -9` (`cluster.local`). W
 end is decided in `loop`.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import os
 import pathlib
 import re
@@ -18,7 +20,10 @@ _HUNG_CODE = 124  # of a launcher whose workers hung
 _STACKS_SECONDS = 1.0
 _NO_MEMORY = re.compile(r"MemoryError|RESOURCE_EXHAUSTED|ResourceExhaustedError|bad_alloc")
 _ERROR = re.compile(r"^(?:\[\d+\] )?(error: .+|[\w.]*(?:Error|Exception)\b.*|\w*Interrupt)$")
-_CLUSTER = ("TF_CONFIG", "SLURM_", "TFSCALE_")  # what would make a trial part of another job
+# What would make a trial part of another job.
+_CLUSTER = ("TF_CONFIG", "SLURM_", "TFSCALE_", "KERASTUNER_")
+_LOCK = "trial.lock"  # beside the log; the running process holds it
+_LOCKED_SECONDS = 300.0  # that a trial waits for an older process of it to end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,9 @@ class End:
 class TrialProcess:
     """A running trial.
 
+    One process at a time has a trial's folder: while an older one, maybe on another machine, has
+    not ended yet, this one waits for it.
+
     Args:
         command: program and arguments.
         log: file that its output is appended to; its folder must exist.
@@ -49,16 +57,30 @@ class TrialProcess:
             and for a launcher, which watches its workers itself.
     """
 
+    lost = ""  # a trial here is never lost with its machine
+
     def __init__(self, command, log, guard, environ=None, slot=None, hang_timeout_seconds=0.0):
         self.log = pathlib.Path(log)
         self.began = time.monotonic()
-        self.pulse = pulse.Pulse()
-        self._guard = guard
-        self._kill_at, self._hung = float("inf"), ""
+        self.pulse, self.process = pulse.Pulse(), None
+        self._guard, self._slot, self._command = guard, slot, list(command)
+        self._kill_at, self._hung, self._is_over = float("inf"), "", False
         self._watch = stall.Watch(hang_timeout_seconds, hang_timeout_seconds)
+        self._environ, self._log_began = environ or {}, 0
         self._oom_kills = _oom_kills()
+        self._start()
+
+    def _start(self):
+        """Start the process, unless another one has the folder."""
+        with contextlib.ExitStack() as stack:
+            lock = _locked(self.log.with_name(_LOCK), stack)
+            if lock is not None:
+                self._start_with(lock)
+
+    def _start_with(self, lock):
+        slot = self._slot
         own = {k: v for k, v in os.environ.items() if not k.startswith(_CLUSTER)}
-        own |= {"PYTHONUNBUFFERED": "1", pulse.VARIABLE: self.pulse.variable, **(environ or {})}
+        own |= {"PYTHONUNBUFFERED": "1", pulse.VARIABLE: self.pulse.variable, **self._environ}
         if slot and slot.gpus is not None:
             own["CUDA_VISIBLE_DEVICES"] = slot.gpus
         before = os.sched_getaffinity(0)
@@ -67,11 +89,11 @@ class TrialProcess:
             os.sched_setaffinity(0, (slot and slot.cores) or before)  # inherited by the process
             try:
                 self.process = local.start_worker(
-                    list(command), own, output, pass_handles=(self.pulse.handle,)
+                    self._command, own, output, pass_handles=(self.pulse.handle, *lock)
                 )
             finally:
                 os.sched_setaffinity(0, before)
-        guard.watch(self.process)
+        self._guard.watch(self.process)
 
     @property
     def seconds(self):
@@ -83,6 +105,8 @@ class TrialProcess:
 
         When it is, nothing that it started in its group is left.
         """
+        if self.process is None:
+            return self._has_waited_in_vain()
         if not local.has_ended(self.process):
             now = time.monotonic()
             hang = None if self._hung else self._watch.look([self], now)
@@ -96,12 +120,15 @@ class TrialProcess:
 
     def stop(self, grace_seconds):
         """Ask it to save and leave; SIGKILL follows after the time of grace."""
-        if self._kill_at == float("inf") and not local.has_ended(self.process):
+        if self.process is None:
+            self._kill_at = 0.0
+        elif self._kill_at == float("inf") and not local.has_ended(self.process):
             self._kill_at = time.monotonic() + grace_seconds
             os.kill(self.process.pid, signal.SIGTERM)  # not reaped yet, so it is still this one
 
     def kill(self):
         """End it at once."""
+        self._kill_at = 0.0
         self._reap()
 
     def end(self, diverged):
@@ -110,6 +137,8 @@ class TrialProcess:
         Args:
             diverged: what the run said of numbers that were not finite; "" for nothing.
         """
+        if self.process is None:
+            return End(trials.FAILED, "another process had its folder until now", True)
         code = self.process.returncode
         code = 128 - code if code < 0 else code
         lines = self._last_lines()
@@ -136,6 +165,14 @@ class TrialProcess:
         """Return the process whose pulse is seen; `stall` asks for it."""
         return self.pulse.read().pid or self.process.pid
 
+    def _has_waited_in_vain(self):
+        """Start if the folder is free by now; give up when told to, or after a long time."""
+        if self._kill_at == float("inf") and self.seconds < _LOCKED_SECONDS:
+            self._start()
+            return False
+        self._reap()
+        return True
+
     def _end_hung(self, hang):
         """Have it write its stacks into its log, and kill it."""
         beat = self.pulse.read()
@@ -149,10 +186,13 @@ class TrialProcess:
         local.signal_group(self.process, signal.SIGKILL)
 
     def _reap(self):
-        if self.process.returncode is None:
+        if self._is_over:
+            return
+        self._is_over = True
+        if self.process is not None:
             local.reap_group(self.process)
             self._guard.release(self.process)
-            self.pulse.close()
+        self.pulse.close()
 
     def _last_lines(self):
         """The end of what this process, not one before it, has written."""
@@ -200,6 +240,23 @@ def slots(num_slots, num_gpus=0, cores=None):
         cut = _cut(there, num_slots) if num_gpus >= num_slots else None
         gpus = [",".join(cut[i]) if cut else there[i % num_gpus] for i in range(num_slots)]
     return [Slot(i, shares[i], gpus[i]) for i in range(num_slots)]
+
+
+def _locked(path, stack):
+    """Lock a file for the process that inherits it.
+
+    Returns:
+        Its handle in a tuple, which `stack` closes here; an empty one where the file system has no
+        locks; None while another process has it.
+    """
+    file = stack.enter_context(open(path, "ab"))  # noqa: SIM115  (it enters)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return ()
+    return (file.fileno(),)
 
 
 def _cut(things, num_parts):

@@ -9,15 +9,17 @@ import os
 
 from tfscale.config import STRATEGIES
 from tfscale.names import check_known
-from tfscale.search import stopping
+from tfscale.search import processes, roles, stopping
 
 _LEAST = {
     "workers_per_trial": 1,
-    "parallel_trials": 1,
+    "parallel_trials": 0,
     "max_retries": 0,
     "min_epochs": 1,
     "min_trials": 1,
     "hang_timeout_seconds": 0,
+    "lease_seconds": 1,
+    "start_timeout_seconds": 1,
 }
 
 
@@ -29,7 +31,8 @@ class Running:
         strategy: "multiworker" for several workers a trial; "auto", "onedevice" and "mirrored"
             are one worker with the devices that this machine has.
         workers_per_trial: workers of each trial, on this machine.
-        parallel_trials: trials that run at once, each on its share of the cores.
+        parallel_trials: trials that run at once on this machine, each on its share of the cores;
+            0 for a chief that only leads.
         max_retries: how often a trial that has failed is started again, where it may come right.
         early_stopping: "median" stops trials that will not win; "" stops none.
         min_epochs: epochs that early stopping leaves to each trial.
@@ -38,6 +41,11 @@ class Running:
         deterministic: the same bits in every run, at some cost.
         private_network: workers reach each other and no other machine.
         oversubscribe: allow more workers at once than there are cores.
+        search_chief: "HOST:PORT" of the process that leads a search on several machines; "" for
+            what keras-tuner's variables or Slurm's say, or this machine alone.
+        search_role: "chief", "worker", or "auto": the chief is the process that has the address.
+        lease_seconds: how long a joined machine that is not heard keeps its trials.
+        start_timeout_seconds: how long a worker looks for the chief.
     """
 
     strategy: str = "auto"
@@ -51,9 +59,16 @@ class Running:
     deterministic: bool = True
     private_network: bool = True
     oversubscribe: bool = False
+    search_chief: str = ""
+    search_role: str = "auto"
+    lease_seconds: float = 30
+    start_timeout_seconds: float = 600
 
-    def check(self):
+    def check(self, role):
         """Refuse what cannot be.
+
+        Args:
+            role: what `role` returned.
 
         Raises:
             ValueError: naming the setting.
@@ -64,18 +79,42 @@ class Running:
             value = getattr(self, name)
             if value < least:
                 raise ValueError(f"{name} must be at least {least}. Received: {name}={value}.")
+        if self.lease_seconds > roles.LONGEST_LEASE:
+            raise ValueError(
+                f"lease_seconds must be at most {roles.LONGEST_LEASE}, a day. Received: "
+                f"lease_seconds={self.lease_seconds}."
+            )
         if self.workers_per_trial > 1 and self.strategy != "multiworker":
             raise ValueError(
                 'Several workers a trial need strategy="multiworker". Received: '
                 f"workers_per_trial={self.workers_per_trial}, strategy={self.strategy!r}."
             )
         cores = len(os.sched_getaffinity(0))
-        if self.workers_per_trial * self.parallel_trials > cores and not self.oversubscribe:
+        num_slots = 0 if role.only_leads else self.parallel_trials
+        if self.workers_per_trial * num_slots > cores and not self.oversubscribe:
             raise ValueError(
                 "Trials that run at once need a core for each worker. Received: "
                 f"workers_per_trial={self.workers_per_trial} and parallel_trials="
                 f"{self.parallel_trials} on {cores} cores. Use fewer, or oversubscribe=True."
             )
+
+    def role(self):
+        """Return this process's `roles.Role` in the search.
+
+        Raises:
+            ValueError: if the chief's address or the environment says nothing that can be.
+        """
+        role = roles.resolve(self.search_chief, self.search_role)
+        if not self.parallel_trials and role.kind != "chief":
+            raise ValueError(
+                "Only the chief of a search on several machines may run no trials. Received: "
+                f"parallel_trials=0 in a search whose role here is {role.kind!r}. Use at least 1."
+            )
+        return role
+
+    def slots(self, role, num_gpus):
+        """Return the `processes.Slot` of the trials that run at once on this machine."""
+        return processes.slots(0 if role.only_leads else self.parallel_trials, num_gpus)
 
     def launch_flags(self, seed):
         """Return the flags of `tfscale.launch` that all trials share.

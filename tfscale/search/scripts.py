@@ -6,6 +6,7 @@ script does there is in `script_trial`.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -20,6 +21,9 @@ WEIGHTS = "best.weights.h5"
 BUILD = "build.json"  # the shapes that a model was built for, when it does not say so itself
 SPACE = "space.json"
 METRICS = "metrics.jsonl"
+DONE = "done"  # the script has come to `search` and the trial to its end
+FATAL = "fatal.json"  # what is to end the search
+_OWN = "tuner/"  # keras-tuner's prefix of values that are not hyperparameters
 _TASK = "trial.json"
 _DIVERGED = "BadNumbers:"  # in the log, when the loss was not finite
 _TAIL_BYTES = 2**16
@@ -50,10 +54,28 @@ class Assignment:
     parent: str = ""
 
 
+def oracle_values(task):
+    """Return what keras-tuner keeps of an `Assignment` among a trial's values, as a dict."""
+    if not task.epochs:
+        return {}
+    values = {_OWN + "epochs": task.epochs, _OWN + "initial_epoch": task.initial_epoch}
+    return values | ({_OWN + "trial_id": pathlib.Path(task.parent).name} if task.parent else {})
+
+
+def without_oracle(values):
+    """Return values by name without those that `oracle_values` has added."""
+    return {name: value for name, value in values.items() if not name.startswith(_OWN)}
+
+
 def assigned():
     """Return this process's `Assignment`, or None where it is not a trial."""
-    path = os.environ.get(VARIABLE)
-    return Assignment(**json.loads(pathlib.Path(path).read_text())) if path else None
+    if VARIABLE not in os.environ:
+        return None
+    path = pathlib.Path(os.environ[VARIABLE])
+    assignment = Assignment(**json.loads(path.read_text()))
+    # The machine that wrote it may see the folder at another place.
+    parent = assignment.parent and str(path.parents[1] / pathlib.Path(assignment.parent).name)
+    return dataclasses.replace(assignment, path=str(path.parent), parent=parent)
 
 
 def target():
@@ -69,6 +91,23 @@ def target():
     if path is None or not os.path.isfile(path):
         return None
     return [os.path.abspath(path), *sys.argv[1:]]
+
+
+def fingerprint(target):
+    """Return what has to be the same where trials of one search run: the script, its arguments.
+
+    Args:
+        target: what `target` returned.
+    """
+    if target is None:
+        return {"script": "", "arguments": [], "sha256": ""}
+    path = pathlib.Path(sys.modules["__main__"].__file__)
+    is_module = target[0] == "-m"
+    return {
+        "script": target[1] if is_module else path.name,
+        "arguments": target[2:] if is_module else target[1:],
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
 
 
 class ScriptTrials:
@@ -106,6 +145,8 @@ class ScriptTrials:
             initial_epoch=parent.max_epochs if parent else 0,
             parent=str(parent.path) if parent else "",
         )
+        for name in (DONE, FATAL):  # of a life that was killed right after
+            (record.path / name).unlink(missing_ok=True)
         if parent is not None and not (record.path / _TASK).exists():
             for name in (METRICS, WEIGHTS, BUILD):
                 if (parent.path / name).exists():
@@ -138,9 +179,17 @@ class ScriptTrials:
                 p for p in space.parameters(hyperparameters(met)) if p.name not in known
             ]
 
+    def unfinished(self, record):
+        """Return why a trial whose processes have left with 0 has not come to its end, or ""."""
+        if (record.path / DONE).exists():
+            return ""
+        return "the script ended before the `search` of this tuner had trained the trial"
+
     def diverged(self, record):
         """Return how the run has ended itself at a number that was not finite, "" if it has not."""
-        with open(record.path / "logs" / "trial.log", "rb") as file:
+        if not record.log.exists():  # it never came to run
+            return ""
+        with open(record.log, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - _TAIL_BYTES, 0))
             ended_so = _DIVERGED in file.read().decode(errors="replace")
@@ -187,6 +236,12 @@ class ScriptAsker(oracles.Asker):
         super().__init__(oracle)
         self._folder = pathlib.Path(run_dir) / "trials"
 
+    def ask(self):
+        """Return what to try next; the first trial of a space that only it will know runs alone."""
+        if self._oracle.ongoing_trials and not self._oracle.get_space().space:
+            return oracles.Asked("idle")
+        return super().ask()
+
     def tell(self, id, history, state):
         """Tell how a trial ended; arguments as for `oracles.Asker`."""
         met = read_space(self._folder / id)
@@ -209,10 +264,7 @@ def hyperparameters(met):
 
 def read_space(path):
     """Return {"space": ..., "values": ...} of a trial's folder, {} where it has not said yet."""
-    try:
-        return json.loads((path / SPACE).read_text())
-    except FileNotFoundError:
-        return {}
+    return _read(path / SPACE)
 
 
 def read_history(path):
@@ -235,17 +287,29 @@ def read_lines(path):
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def ended_trials(run_dir):
-    """Return the trials that have a score, from the journal of a search, in order.
+def used(path, values):
+    """Return the `keras_tuner.HyperParameters` of a trial, with what the oracle kept there.
 
-    Nothing is locked: a search may be going on.
-
-    Returns:
-        A list of `(id, score, state)`.
+    Args:
+        path: its folder.
+        values: what was chosen for it, for a trial that has not said what it has used.
     """
-    events = read_lines(pathlib.Path(run_dir) / "journal.jsonl")
-    return [
-        (event["trial"], event["score"], event["state"])
-        for event in events
-        if event["event"] == "ended" and event["state"] in trials.SCORED
-    ]
+    import keras_tuner
+
+    met, task = read_space(path), _read(path / _TASK)
+    found = hyperparameters(met) if met else keras_tuner.HyperParameters()
+    found.values = {**(found.values or values)}
+    found.values |= oracle_values(Assignment(**task)) if task else {}
+    return found
+
+
+def plain(value):
+    """Return what JSON holds of a value of NumPy's or TensorFlow's."""
+    return value.item() if hasattr(value, "item") else list(value)
+
+
+def _read(path):
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}

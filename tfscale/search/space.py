@@ -22,6 +22,8 @@ _KEPT = {
     "data.validation_split": _DATA,
     "data.test_split": _DATA,
     "data.validation_fraction": _DATA,
+    "data.num_classes": _DATA,
+    "data.label_column": _DATA,
     "data.seed": "it chooses which examples are held out, and " + _DATA,
     "metrics": "all trials report the same metrics",
     "checkpoint": _SEARCH,

@@ -133,10 +133,14 @@ def lines(facts, records, width, shown=None):
     """
     best = best_of(facts, records)
     head = ("", "trial", "epoch", facts.objective, "best", "state", "left", "chosen")
+    are_several = any(record.machine for record in records)
+    if are_several:
+        head = (*head[:-1], "on", head[-1])
     rows = [head]
     for record in records if shown is None else shown:
         left = trial_seconds_left(record)
         last = record.history[-1].get(facts.objective) if record.history else None
+        on = (record.machine or "here",) if are_several else ()
         rows.append(
             (
                 "*" if record is best else "",
@@ -146,6 +150,7 @@ def lines(facts, records, width, shown=None):
                 _score(record.score),
                 words(record.state),
                 "" if left is None else duration(left),
+                *on,
                 chosen(facts, records, record) + (f"  {record.reason}" if record.reason else ""),
             )
         )
@@ -172,12 +177,15 @@ def begun(facts, record):
     text = f"trial {record.id} begins"
     if record.parent:
         text += f", continuing {record.parent}"
+    if record.machine:
+        text += f" on {record.machine}"
     return f"{text}: {chosen(facts, [record], record) or 'the configuration as it is'}"
 
 
 def retried(record):
     """Return the line of a trial that begins again after a failure."""
-    return f"trial {record.id} again at epoch {record.epochs}: {record.reason}"
+    on = f" on {record.machine}" if record.machine else ""
+    return f"trial {record.id} again at epoch {record.epochs}{on}: {record.reason}"
 
 
 def ended(facts, records, record):

@@ -96,6 +96,7 @@ class TrialRecord:
         history: one dict an epoch: {"epoch": 1, "loss": ..., "val_accuracy": ...}.
         path: its folder.
         parent: id of the trial that it continues, "" if none.
+        machine: the joined machine that it runs on; "" for that of the search.
     """
 
     id: str
@@ -111,6 +112,37 @@ class TrialRecord:
     history: list[dict]
     path: pathlib.Path
     parent: str = ""
+    machine: str = ""
+
+    @property
+    def log(self):
+        """The file that its processes write into."""
+        return self.path / "logs" / "trial.log"
+
+
+def unasked(id, run_dir, values=None, max_epochs=0, parent=""):
+    """Return the record of a trial that nothing has happened to yet.
+
+    Args:
+        id: the trial.
+        run_dir: the folder of the search.
+        values, max_epochs, parent: as in `TrialRecord`.
+    """
+    return TrialRecord(
+        id=id,
+        values=values or {},
+        state=RUNNING,
+        score=None,
+        best_epoch=None,
+        epochs=0,
+        max_epochs=max_epochs,
+        started=None,
+        seconds=0.0,
+        reason="",
+        history=[],
+        path=pathlib.Path(run_dir) / "trials" / id,
+        parent=parent,
+    )
 
 
 class FitTrials:
@@ -167,6 +199,10 @@ class FitTrials:
     def history(self, record):
         """Return the metrics of a trial's finished epochs; see `TrialRecord`."""
         return read_history(record.path / "metrics.jsonl")
+
+    def unfinished(self, record):
+        """Return why a trial whose process has left with 0 has not come to its end, or ""."""
+        return ""
 
     def diverged(self, record):
         """Return how the run has ended itself at a number that was not finite, "" if it has not."""

@@ -156,10 +156,10 @@ class Views:
         self._picture_seconds = self._pictured - start
 
     def _try(self, what, write, *arguments):
-        """Write a view; what the disk refuses is said once and written at the next occasion."""
+        """Write a view; what cannot be written is said once, and tried at the next occasion."""
         try:
             write(*arguments)
-        except OSError as error:
+        except Exception as error:  # of a library, of the disk: a view does not end a search
             if what not in self._warned:
                 self._warned.add(what)
                 print(f"warning: {what} could not be written: {error}", file=sys.stderr, flush=True)

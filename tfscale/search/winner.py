@@ -52,6 +52,7 @@ class Winner:
         """
         for event in self._journal.events:
             if event["event"] == "tested" and event["trial"] == self.record.id:
+                self._write_summary(event["scores"])
                 return event["scores"]
         config.data.test_split = self._config.data.test_split
         if not config.data.test_split:
@@ -59,8 +60,11 @@ class Winner:
         checkpoints = checkpoint_lib.Checkpoints(self.record.path / "checkpoints")
         scores = score(config, checkpoints.path(trials.best_step(self.record.path)))
         self._journal.append({"event": "tested", "trial": self.record.id, "scores": scores})
+        self._write_summary(scores)
+        return scores
+
+    def _write_summary(self, scores):
         summary = {"trial": self.record.id, "test": scores}
         checkpoint_lib.write_whole(
             self._facts.run_dir / "summary.json", json.dumps(summary, indent=2) + "\n"
         )
-        return scores
