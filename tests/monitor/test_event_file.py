@@ -73,8 +73,10 @@ def test_record_becomes_curves_of_each_worker_and_of_all():
         "4 norms and bytes/megabytes sent by a replica": 2,
         "3 a step in ms/compute": 3,
     }
-    [(_, slow)] = found["worker-1"].items()
-    assert slow == pytest.approx(5)
+    assert found["worker-1"] == {
+        "3 a step in ms/before the reduction, by worker": pytest.approx(5),
+        "2 speed and health/slow worker, times the others": pytest.approx(5 / 4),
+    }
 
 
 def test_grid_shows_each_image_in_its_place_over_the_whole_range():

@@ -5,6 +5,7 @@ numbered, and what answers the first questions is in these two. Pure functions o
 """
 
 import re
+import statistics
 
 from tfscale.monitor import workers
 
@@ -22,7 +23,8 @@ _PLACES = {  # where a number of a record is shown, which is else the first grou
     "weight_norm": f"{_NORMS}/norm of weights",
     "bytes_sent": f"{_NORMS}/megabytes sent by a replica",
 }
-_BY_WORKER = f"{_GLANCE}/ms before the reduction by worker"
+_RELATIVE = f"{_GLANCE}/slow worker, times the others"
+_BY_WORKER = f"{_STEP}/before the reduction, by worker"
 _FACTORS = {"step_seconds": 1e3, "bytes_sent": 1e-6}
 
 
@@ -55,7 +57,9 @@ def curves(kind, record):
     found = {kind: points}
     each = workers.before_reduction(record.get("workers"))
     for worker, seconds in enumerate(each if len(each) > 1 else []):
-        found[f"worker-{worker}"] = {_BY_WORKER: 1e3 * seconds}
+        others = statistics.median(each[:worker] + each[worker + 1 :])
+        own = {_BY_WORKER: 1e3 * seconds}
+        found[f"worker-{worker}"] = own | ({_RELATIVE: seconds / others} if others else {})
     return found
 
 
@@ -78,7 +82,8 @@ def layout(names, num_workers=1):
 
     parts = [f"{_STEP}/{part}" for part in (*workers.PARTS, "all")]
     of_several = [
-        chart("ms before the reduction: all wait for the highest worker", _BY_WORKER),
+        chart("who is slow: time before the reduction, times the others", _RELATIVE),
+        chart("the same in ms: all wait for the highest worker", _BY_WORKER),
         chart("megabytes sent by a replica", tag("bytes_sent")),
     ]
     return layout_pb2.Layout(
