@@ -457,6 +457,8 @@ class TestOtherAnswers:
             (["--config.train.epochs=0"], ["`train.epochs` must be at least 1"]),
             (["--config.train.seed=-1"], ["`train.seed` must be at least 0"]),
             (["--config.checkpoint.keep_last=0"], ["`checkpoint.keep_last` must be at least 1"]),
+            (["--config.log.inputs=-1"], ["`log.inputs` must be at least 0"]),
+            (["--profile_steps=9:3"], ["`log.profile_steps` must be FIRST:LAST", "'9:3'"]),
             (["--config.train.mixed_precision=bfloat16"], ["mixed_bfloat16", "'bfloat16'"]),
         ],
     )

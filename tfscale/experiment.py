@@ -22,7 +22,7 @@ from tfscale.data import load as load_lib
 from tfscale.models import objectives
 from tfscale.optimizers import schedules  # noqa: F401  (registers LinearWarmup for loading)
 from tfscale.training import checkpoint as checkpoint_lib
-from tfscale.training import fits, health, preemption, prepare, run_state
+from tfscale.training import fits, health, preemption, prepare, profile, run_state
 from tfscale.training import reduction as reduction_lib
 from tfscale.training.trainer import Trainer
 
@@ -214,6 +214,8 @@ def build(
     _check_counts(config)
     train = config.train
     health.Health(train.on_bad_loss, train.max_loss or None)  # refuses what does not fit
+    if config.log.profile_steps:
+        profile.Profile(config.log.profile_steps, "")  # likewise
     tf_strategy = strategy_lib.make_strategy(
         strategy,
         num_replicas,

@@ -54,7 +54,7 @@ class Observation:
         self.profile = None
         if config.log.profile_steps:
             self.profile = Profile(config.log.profile_steps, folder.tensorboard / f"worker-{rank}")
-        self.callbacks, self._log = [], None
+        self.callbacks, self._log, self._hparams = [], None, None
         if trainer.is_chief:
             tensorboard = folder.tensorboard if config.log.tensorboard else None
             self._log = run_log.ScalarLog(folder.metrics, tensorboard, self._first_step)
@@ -72,18 +72,20 @@ class Observation:
             return
         facts = self._facts()
         self._story.begin(self._first_step, **facts, **self._log.seen)
-        events = self._log.events("train")
-        if events is not None:
-            facts |= {"life": self._story.events[-1]["life"], "step": self._first_step}
-            config = dataclasses.asdict(self._run.config)
-            events.text(self._first_step, "about this run", pages.about(config, facts))
-            names = ["loss", *self._run.config.metrics.names]
-            events.page(charts.layout(names, facts["num_workers"]))
-            self._mark_restart()
-            self._tell_what_happened()
-            self._write_hparams(config, facts)
+        if self._log.events("train") is not None:
+            self._guarded("the pages of text", self._write_pages, facts)
         self._guarded("the graph of the model", self._draw_graph)
         self._guarded("the inputs", self._draw_inputs)
+
+    def _write_pages(self, facts):
+        events, run = self._log.events("train"), self._run
+        facts = facts | {"life": self._story.events[-1]["life"], "step": self._first_step}
+        config = dataclasses.asdict(run.config)
+        events.text(self._first_step, "about this run", pages.about(config, facts))
+        events.page(charts.layout(["loss", *run.config.metrics.names], facts["num_workers"]))
+        self._mark_restart()
+        self._tell_what_happened()
+        self._write_hparams(config, facts)
 
     def ended_by(self, error):
         """Note what ended the training before its end; for an `except`."""
@@ -111,9 +113,7 @@ class Observation:
             self._guarded("the mistakes on the test split", self._draw_test, test, outputs)
         self._story.tell("end", step)
         if self._log.events("train") is not None:
-            self._mark_best()
-            self._tell_what_happened()
-            self._end_hparams()
+            self._guarded("the end of the run", self._end_pages)
         self._log.close()
         self._story.close()
 
@@ -177,6 +177,13 @@ class Observation:
         if best is not None:
             name, value, step, _ = best
             self._log.events("best").scalars(step, {charts.tag(name): value})
+
+    def _end_pages(self):
+        self._mark_best()
+        self._tell_what_happened()
+        if self._hparams is not None:
+            self._hparams.ended()
+            self._hparams.close()
 
     def _draw_graph(self):
         events = self._log.events("train")
@@ -273,11 +280,6 @@ class Observation:
         plain = (bool, int, float, str)
         chosen = {n: v if isinstance(v, plain) else json.dumps(v) for n, v in values.items()}
         self._hparams.chosen(self._folder.path.name, chosen)
-
-    def _end_hparams(self):
-        if hasattr(self, "_hparams"):
-            self._hparams.ended()
-            self._hparams.close()
 
 
 def _classes(y):

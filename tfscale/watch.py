@@ -21,7 +21,7 @@ USAGE = """Follow a run: how far it is, whether it learns, how fast, what went w
 A folder of tfscale.launch or of a search is all the runs in it."""
 
 _WIDTH = 160  # where there is no terminal
-_ENDED = ("finished", "failed")
+_PATIENCE_SECONDS = 120  # for a run that has failed or left, and may be started again
 
 
 def main(argv=None):
@@ -50,9 +50,16 @@ def _main(argv):
         above = f"\x1b[{drawn}F\x1b[J" if drawn and is_terminal else "\n" if drawn else ""
         print(above + "\n".join(shown), flush=True)
         drawn = len(shown)
-        if values.once or all(run.state() in _ENDED for run in runs):
+        if values.once or all(_has_ended(run) for run in runs):
             return 0
         time.sleep(values.every_seconds)
+
+
+def _has_ended(run):
+    """Whether nothing more is to be expected of a run."""
+    last = run.events[-1] if run.events else {}
+    gone = last.get("event") in ("failed", "left")
+    return run.state() == "finished" or (gone and time.time() - last["time"] > _PATIENCE_SECONDS)
 
 
 def _define_flags(values):
