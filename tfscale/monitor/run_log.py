@@ -185,10 +185,15 @@ class RunLog(keras.callbacks.Callback):
         """Tell, once for each worker, of one that the others have waited for in this life."""
         now = time.monotonic()
         self._measured = [*self._measured[1 - _REMEMBERED :], (now, times)]
-        recent = [at for at, _ in self._measured if now - at <= 2 * _LOOK_SECONDS]
-        if self._story is None or len(recent) < _LOOK_BACK or now - recent[0] < _LOOK_SECONDS:
+        enough = (
+            n
+            for n in range(_LOOK_BACK, len(self._measured) + 1)
+            if now - self._measured[-n][0] >= _LOOK_SECONDS
+        )
+        recent = next(enough, None)
+        if self._story is None or recent is None:
             return
-        found = workers.slowest([one for _, one in self._measured], last=len(recent))
+        found = workers.slowest([one for _, one in self._measured], last=recent)
         if found and found.is_slow and found.worker != self._told:
             self._told = found.worker
             self._story.tell(
