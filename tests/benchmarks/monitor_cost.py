@@ -73,7 +73,7 @@ for name, steps in taken.items():
         print(
             f"ms a step, {name:<15} {way:<9} {statistics.median(values):.3f} "
             f"({min(values):.3f} to {max(values):.3f})  median {statistics.median(more):+.1%}  "
-            f"rounds {', '.join(f'{m:+.1%}' for m in more)}"
+            f"least {min(values) / min(steps['nothing']) - 1:+.1%}"
         )
 
 log = ScalarLog(folder / "one.jsonl", folder / "one")

@@ -150,7 +150,9 @@ class Functions:
                 lambda: tf.sqrt(probe.squares(self._weights())),
                 lambda: tf.constant(float("nan")),
             )
-            mine = tf.concat([tf.cast(taken.pop("seconds") * 1e9, tf.int64), asked[2:]], 0)
+            measured = taken.pop("measured")
+            taken["gradient_norm"] = measured[3]
+            mine = tf.concat([tf.cast(measured[:3] * 1e9, tf.int64), asked[2:]], 0)
             place = tf.one_hot(self._shard.worker, self._shard.num_workers, dtype=tf.int64)
             workers = [tf.reshape(place[:, None] * mine, [-1])]
         print_ = taken.pop("fingerprint", tf.constant(0, tf.int64)) % 2**20
@@ -212,14 +214,14 @@ class Functions:
             totals |= {"bad": tf.constant(0), "loss": tf.constant(0.0)}
         if asked is not None:
             totals |= self._nothing_measured(draws)
+            last = [tf.where(due > 0, num_steps - 1, -1) for due in tf.unstack(asked[:2])]
 
         def watch(step):
             if asked is None:
                 return None
-            is_last = tf.equal(step + 1, num_steps)
-            due = probe.Step(is_last & (asked[0] > 0), is_last & (asked[1] > 0) if draws else None)
-            due.begin()
-            return due
+            measured = probe.Step(step == last[0], step == last[1] if draws else None)
+            measured.begin()
+            return measured
 
         def add(element, totals, watched):
             share, count = elements.with_count(element)
@@ -241,7 +243,7 @@ class Functions:
                 added["fingerprint"] = totals["fingerprint"] + elements.fingerprint_of(element)
             if watched is not None:
                 added |= watched.results
-                added["seconds"] += totals["seconds"]
+                added["measured"] += totals["measured"]
             return added | verdict
 
         def goes_on(step, totals):
@@ -274,7 +276,7 @@ class Functions:
 
     def _nothing_measured(self, draws):
         """What has been measured before the first step."""
-        found = {"seconds": tf.zeros([3], tf.float64), "gradient_norm": tf.constant(float("nan"))}
+        found = {"measured": tf.zeros([4], tf.float64)}
         if draws:
             found["histograms"] = tf.zeros([len(self.gradient_paths), probe.BINS + 2], tf.float64)
         return found

@@ -77,6 +77,8 @@ class Measures:
         if self._asked[0]:
             found = {name: float(results[name]) for name in _NORMS}
             self._norms = {name: norm for name, norm in found.items() if math.isfinite(norm)}
+            if not found["gradient_norm"]:  # none were seen
+                del self._norms["gradient_norm"]
         if self._asked[1]:
             self._histograms = results["histograms"]
         if steps and self._is_warm and self._sees_times:  # the first one waits for others to trace

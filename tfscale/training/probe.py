@@ -6,13 +6,16 @@ What becomes of the numbers on the host is in `measures.py`.
 """
 
 import contextlib
+import functools
 import threading
 
+import numpy as np
 import tensorflow as tf
 
 from tfscale.strategy import is_deterministic
 
 BINS = 30  # of a histogram
+_ZERO = np.float64(0)
 _active = threading.local()
 
 
@@ -44,22 +47,28 @@ class Step:
     def end(self, results):
         """Take what the replicas of this process measured.
 
-        `results` are then a dict of tensors: `seconds`, float64 of shape (3,): waiting for the
-        batch, from there to the gradients, from there to their sums; `gradient_norm`, a float32
-        scalar, NaN where it was not due; and `histograms`, where those are made.
+        `results` are then a dict of tensors: `measured`, float64 of shape (4,): seconds of
+        waiting for the batch, from there to the gradients, from there to their sums; and the
+        norm of the gradients, 0 where it was not due; and `histograms`, where those are made.
+        Few operations, because each costs in every step.
 
         Args:
             results: what `Replica.results` returned, one a replica.
         """
-        clocks = tf.reduce_max(tf.stack([result.pop("clocks") for result in results]), 0)
+        clocks = [result.pop("clocks") for result in results]
+        clocks = [functools.reduce(tf.maximum, one) for one in zip(*clocks, strict=True)]
         first = results[0]
-        # A step without gradients that could be seen has all of its time in the last part.
-        seen = tf.where(clocks > 0, clocks, self._fed)
-        ready, summed = seen[0::2], seen[1::2]
-        before = tf.concat([[self._fed], summed[:-1]], 0)
-        exchange = tf.reduce_sum(summed - ready)
-        compute = tf.reduce_sum(ready - before)
-        self.results = {**first, "seconds": tf.stack([self._fed - self._begun, compute, exchange])}
+        norm = first.pop("norm")
+        if len(clocks) == 2:  # the step has one optimizer
+            ends, begins = [self._fed, *clocks, norm], [self._begun, self._fed, clocks[0], _ZERO]
+            measured = tf.stack(ends) - tf.stack(begins)
+        else:
+            ready, summed = clocks[0::2], clocks[1::2]
+            exchange = sum((s - r for r, s in zip(ready, summed, strict=True)), _ZERO)
+            parts = zip([self._fed, *summed], ready, strict=False)
+            compute = sum((r - before for before, r in parts), _ZERO)
+            measured = tf.stack([self._fed - self._begun, compute, exchange, norm])
+        self.results = {**first, "measured": measured}
 
 
 class Replica:
@@ -101,13 +110,11 @@ class Replica:
 
     def results(self):
         """Return the measured numbers, a dict of tensors for `Step.end`."""
-        clocks = self._clocks or [tf.constant(0.0, tf.float64)] * 2
-        found = {"clocks": tf.stack(clocks)}
         seen, self._seen = self._seen, []
-        nothing = tf.constant(float("nan"))
-        found["gradient_norm"] = nothing
+        found = {"clocks": self._clocks, "norm": tf.constant(0.0, tf.float64)}
         if seen:
-            found["gradient_norm"] = tf.cond(self._is_due, lambda: _norm(seen), lambda: nothing)
+            nothing = found["norm"]
+            found["norm"] = tf.cond(self._is_due, lambda: _norm(seen), lambda: nothing)
         if self._draws is not None and not seen:
             found["histograms"] = tf.zeros([0, BINS + 2], tf.float64)
         elif self._draws is not None:
@@ -178,8 +185,11 @@ def _dense_rows(gradient):
 
 def _norm(seen):
     """The norm of all gradients together, of the loss as it is without a scale."""
-    parts = [squares([_dense_rows(gradient)]) / scale**2 for gradient, scale in seen]
-    return tf.sqrt(tf.add_n(parts))
+    by_scale = {}
+    for gradient, scale in seen:
+        by_scale.setdefault(id(scale), (scale, []))[1].append(_dense_rows(gradient))
+    parts = [squares(gradients) / scale**2 for scale, gradients in by_scale.values()]
+    return tf.cast(tf.sqrt(tf.add_n(parts)), tf.float64)
 
 
 def _histograms(seen):
