@@ -137,10 +137,10 @@ class Functions:
             of the next step, and the sum of `votes`, where two more entries stand for the
             fingerprint of the data and its square. With bounds also what was `bad` about the
             last step, 0 for nothing, and its `loss`; a bad one counts among the steps, but not
-            in examples and reports. With `asked` also the `gradient_norm` of the last step and
-            the `weight_norm` after it, NaN where they are not due; `workers`, int64 of shape
-            (workers, 4): nanoseconds that each waited for batches, from there to gradients, from
-            there to their sums, and on its host; and the `histograms`.
+            in examples and reports. With `asked` also the `gradient_norm` of the last step (0
+            where it is not due) and the `weight_norm` after it (then NaN); `workers`, int64 of
+            shape (workers, 4): nanoseconds that each waited for batches, from there to gradients,
+            from there to their sums, and on its host; and the `histograms`.
         """
         taken = self._loop(iterator, num_steps, True, open_ended, bounds, None, asked, draws)
         workers = []
