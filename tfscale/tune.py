@@ -261,13 +261,13 @@ def _run(values, config, space, facts, journal, max_epochs, slots, joined):
         print("stopped; the same command goes on.", file=sys.stderr, flush=True)
         return left.code
     best.look_at_all(records)
-    code = _conclude(best, make_config)
+    code = _conclude(best, make_config, _strategy_flags(values))
     if joined is not None:
         joined.end_search()
     return code
 
 
-def _conclude(best, make_config):
+def _conclude(best, make_config, strategy_flags):
     """Score the winner on the test split and say how it is trained; return the exit code."""
     if best.record is None:
         print("No trial has a score; see the logs in trials/.", file=sys.stderr, flush=True)
@@ -277,7 +277,8 @@ def _conclude(best, make_config):
         shown_scores = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         at = f"trial {best.record.id}, its epoch {best.record.best_epoch}"
         print(f"test    {shown_scores}   ({at})")
-    print(f"train   python -m tfscale.fit --config={best.path}", flush=True)
+    command = " ".join([f"python -m tfscale.fit --config={best.path}", *strategy_flags])
+    print(f"train   {command}", flush=True)
     return 0
 
 
@@ -316,15 +317,21 @@ def _hang_timeout_seconds(values):
     return 0 if _launches(values) else values.hang_timeout_seconds
 
 
+def _strategy_flags(values):
+    """Return the flags of `tfscale.fit` that say where a trial runs; none where fit says it."""
+    if _launches(values):
+        return ["--strategy=multiworker", f"--workers={values.workers_per_trial}"]
+    replicas = [f"--num_replicas={values.num_replicas}"] if values.num_replicas else []
+    return ([] if values.strategy == "auto" else [f"--strategy={values.strategy}"]) + replicas
+
+
 def _fit_flags(values):
     """Return the flags of `tfscale.fit` that all trials share."""
     shared = ["--deterministic"] if values.deterministic else []
     if not _launches(values):
-        replicas = [f"--num_replicas={values.num_replicas}"] if values.num_replicas else []
-        return [f"--strategy={values.strategy}", *replicas, *shared]
+        return [*_strategy_flags(values), *shared]
     return [
-        "--strategy=multiworker",
-        f"--workers={values.workers_per_trial}",
+        *_strategy_flags(values),
         f"--max_restarts={values.max_restarts}",
         f"--hang_timeout_seconds={values.hang_timeout_seconds}",
         f"--grace_seconds={values.grace_seconds}",

@@ -52,7 +52,7 @@ def define(values):
     )
     for name, default, least, text in (
         ("parallel_trials", 1, 0, "trials at once on this machine; 0: a chief that only leads"),
-        ("workers_per_trial", 1, 1, "workers of a trial, with multiworker"),
+        ("workers_per_trial", 1, 1, "workers of a trial; more than one: multiworker"),
         ("num_replicas", 0, 0, "replicas of a trial, with mirrored"),
         ("seed", 0, 0, "of the tuner's choices"),
         ("max_epochs", 0, 0, "hyperband: epochs of its longest trials; 0: train.epochs"),

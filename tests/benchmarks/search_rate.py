@@ -34,6 +34,7 @@ from tfscale import models
 import tensorflow as tf
 
 tf.config.experimental.enable_op_determinism()
+keras.utils.set_random_seed(0)
 (x, y), _ = tfscale.load_digits()
 x = x.astype("float32").reshape(len(x), 8, 8, 1) / x.max()
 held_out = len(x) // 5

@@ -40,11 +40,14 @@ CHOSEN = [  # fault, moment, rank, workers, flags
     ("leave", "step", 0, 2),
     ("exit", "epochs", 1, 2),
 ]
-# Each fault is among the others, and each moment within a `fit`.
+# The others are what ends a worker in each way, within a `fit`.
 SLOW = [
     case
     for case in CHOSEN
-    if case[3] == 3 or case[1] in ("import", "rename", "start", "epochs") or "--" in str(case[4:])
+    if case[0] in ("input", "leave", "exit")
+    or case[1] in ("import", "rename", "start", "epochs")
+    or case[3] == 3
+    or "--" in str(case[4:])
 ]
 MATRIX = [
     (fault, moment, rank, workers, *((QUICK,) if fault == "stop" else ()))

@@ -47,6 +47,8 @@ def write(**record):
 for epoch in range(done, epochs):
     pulse.beat(epoch + 1, "train", epoch)
     time.sleep(seconds)
+    if does == "stumble" and epoch > done:
+        os.kill(os.getpid(), signal.SIGKILL)
     if epoch == 1:
         tries = len((folder / "pids").read_text().splitlines())
         if does == "crash" or does == "crash once" and tries == 1:
@@ -108,10 +110,10 @@ class NoViews:
         pass
 
 
-def search(run_dir, chosen, slots=1, lead="", lease=30, **settings):
+def search(run_dir, chosen, slots=1, lead="", lease=30, kind=ScriptedTrials, **settings):
     """Run a search to its end; return its records and its oracle.
 
-    `lead` is the address at which other processes may join.
+    `lead` is the address at which other processes may join, `kind` the class of what trials run.
     """
     run_dir = pathlib.Path(run_dir)
     run_dir.mkdir(exist_ok=True)
@@ -122,7 +124,7 @@ def search(run_dir, chosen, slots=1, lead="", lease=30, **settings):
     try:
         with service.offered(role, run_dir, {"chosen": chosen}, (), lease, None) as joined:
             settings["service"] = joined
-            records = loop.Search(facts, log, oracle, ScriptedTrials(), NoViews(), **settings).run()
+            records = loop.Search(facts, log, oracle, kind(), NoViews(), **settings).run()
             if joined:
                 joined.end_search()
             return records, oracle
@@ -142,6 +144,29 @@ def join(run_dir, chosen, address, name, slots=1, seconds=60):
         grace_seconds=5,
         start_timeout_seconds=seconds,
     ).run()
+
+
+def events(run_dir, kind=None):
+    """Return the events in a search's journal, all or those of a kind."""
+    lines = trials._lines(pathlib.Path(run_dir) / "journal.jsonl")
+    return [line for line in lines if kind in (None, line["event"])]
+
+
+def pids(run_dir):
+    """Return processes of all trials, and the epochs each found done."""
+    found = []
+    for file in sorted(pathlib.Path(run_dir).glob("trials/*/pids")):
+        found += [tuple(map(int, line.split())) for line in file.read_text().splitlines()]
+    return found
+
+
+def wait_for(condition, seconds=40.0):
+    """Return what a function returns as soon as that is something."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return found
 
 
 def table(records):

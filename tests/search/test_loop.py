@@ -1,5 +1,6 @@
 """The way of a trial, with real processes that need no TensorFlow."""
 
+import json
 import os
 import pathlib
 import signal
@@ -10,8 +11,10 @@ import time
 
 import pytest
 import searching
+from searching import events, pids, wait_for
 
-from tfscale.cluster import local
+from tfscale import config
+from tfscale.cluster import local, ports
 from tfscale.search import leaving, processes, stopping, trials
 
 pytestmark = pytest.mark.workers
@@ -19,26 +22,6 @@ pytestmark = pytest.mark.workers
 
 def good(level, **more):
     return {"level": level, "epochs": 3, **more}
-
-
-def events(run_dir, kind):
-    lines = trials._lines(pathlib.Path(run_dir) / "journal.jsonl")
-    return [line for line in lines if line["event"] == kind]
-
-
-def pids(run_dir):
-    """Processes of all trials, and the epochs each found done."""
-    found = []
-    for file in sorted(pathlib.Path(run_dir).glob("trials/*/pids")):
-        found += [tuple(map(int, line.split())) for line in file.read_text().splitlines()]
-    return found
-
-
-def wait_for(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_trials_run_to_the_end_and_the_oracle_hears_of_them(tmp_path):
@@ -68,6 +51,57 @@ def test_what_ends_a_trial_is_recorded_and_the_search_goes_on(tmp_path):
     starts = pids(tmp_path)
     assert len(starts) == 7 + 3
     assert all(not pathlib.Path(f"/proc/{pid}").exists() for pid, _ in starts)
+
+
+def test_a_trial_that_gets_on_between_its_failures_is_started_again_as_often_as_it_takes(tmp_path):
+    records, _ = searching.search(tmp_path, [good(0.1, does="stumble")], max_retries=1)
+    assert (records[0].state, records[0].epochs) == ("completed", 3)
+    assert [done for _, done in pids(tmp_path)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("does", "starts"), [("crash", 2), ("stumble", 3)])
+def test_search_that_goes_on_counts_failed_starts_as_if_it_had_not_ended(tmp_path, does, starts):
+    chosen, journal = [good(0.1, does=does)], tmp_path / "journal.jsonl"
+    undisturbed = searching.search(tmp_path, chosen, max_retries=1)[0]
+    lines = journal.read_text().splitlines(keepends=True)
+    last = max(i for i, line in enumerate(lines) if '"retried"' in line)
+    journal.write_text("".join(lines[: last + 1]))
+    metrics = tmp_path / "trials/0000/metrics.jsonl"
+    epochs = json.loads(lines[last])["epochs"]
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:epochs]))
+    records = searching.search(tmp_path, chosen, max_retries=1)[0]
+    assert searching.table(records) == searching.table(undisturbed)
+    assert len(pids(tmp_path)) == starts + 1
+
+
+class Obstructed(searching.ScriptedTrials):
+    """What a trial's folder needs cannot be written at its first start."""
+
+    def prepare(self, record, parent):
+        self.obstacle(record).parent.mkdir(parents=True, exist_ok=True)
+        if record.reason:
+            self.obstacle(record).rmdir()
+        elif record.id == "0000":
+            self.obstacle(record).mkdir()
+        super().prepare(record, parent)
+
+
+class NoValues(Obstructed):
+    def obstacle(self, record):
+        return record.path / "values.json"
+
+
+class NoLog(Obstructed):
+    def obstacle(self, record):
+        return record.log
+
+
+@pytest.mark.parametrize("kind", [NoValues, NoLog])
+def test_a_trial_whose_files_cannot_be_written_is_started_again(tmp_path, kind):
+    records, _ = searching.search(tmp_path, [good(0.1), good(0.2)], kind=kind)
+    assert [r.state for r in records] == ["completed"] * 2
+    retried = events(tmp_path, "retried")
+    assert [e["trial"] for e in retried] == ["0000"] and "Is a directory" in retried[0]["reason"]
 
 
 def test_a_trial_that_stands_still_is_ended_with_its_stacks_in_the_log(tmp_path):
@@ -120,6 +154,23 @@ def test_search_that_is_killed_goes_on_and_ends_as_an_undisturbed_one(
         assert [done for _, done in pids(run_dir)][2] >= 2  # it went on where it was
 
 
+@pytest.mark.parametrize("lease", [0, 0.1])
+def test_what_ran_elsewhere_waits_for_the_lease_of_then(tmp_path, lease):
+    """The search is started again without machines, or with a lease that is shorter."""
+    on = {"on": "m2", "session": "0123", "lease_seconds": 1.5}
+    begun = [
+        {"event": "created", "trial": "0000", "values": good(0.1), "parent": "", "epochs": 0},
+        {"event": "started", "trial": "0000", **on, "time": time.time()},
+    ]
+    journal = "".join(json.dumps(event) + "\n" for event in begun)
+    (tmp_path / "journal.jsonl").write_text(journal)
+    lead = f"127.0.0.1:{ports.free_ports(1)[0]}" if lease else ""
+    began = time.time()
+    records, _ = searching.search(tmp_path, [good(0.1)], lead=lead, lease=lease)
+    assert records[0].state == "completed"
+    assert events(tmp_path, "started")[1]["time"] - began >= 1.4
+
+
 def test_finished_search_starts_nothing_again(tmp_path):
     first, _ = searching.search(tmp_path, [good(0.1)])
     again, _ = searching.search(tmp_path, [good(0.1)])
@@ -148,6 +199,14 @@ def test_signal_lets_trials_leave_and_counts_nothing(tmp_path):
     assert left.value.code == 143
     assert [event["trial"] for event in events(tmp_path, "ended")] == ["0000"]
     assert all(local.state_of(pid) in ("", "Z") for pid, _ in pids(tmp_path))
+
+
+def test_a_trial_begins_anew_where_the_one_it_continues_died_before_it_saved_anything(tmp_path):
+    kind = trials.FitTrials(lambda record: config.RunConfig())
+    parent, child = trials.unasked("0000", tmp_path), trials.unasked("0001", tmp_path)
+    for record, before in ((parent, None), (child, parent), (child, parent)):
+        kind.prepare(record, before)
+        assert [file.name for file in record.path.iterdir()] == ["config.json"]
 
 
 def test_machine_is_divided_among_trials():

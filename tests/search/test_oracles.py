@@ -114,6 +114,34 @@ def test_hyperband_continues_the_best_third_for_three_times_as_long():
     assert second[0].values == first[8].values
 
 
+def test_hyperband_goes_on_with_no_trial_that_has_no_score_and_with_all_others_as_ever():
+    states = ["diverged", "out_of_memory", "completed", "hung", "failed"] + ["diverged"] * 3
+    states.append("completed")  # the last one, whose score is the lower one
+    ids = [f"{number:04d}" for number in range(9)]
+
+    def begun(again):
+        oracle = asker("hyperband")
+        first = [oracle.ask_again({}) if again else oracle.ask() for _ in ids]
+        assert [one.id for one in first] == ids
+        for level, (one, state) in enumerate(zip(first, states, strict=True)):
+            score = [{"epoch": 1, "val_accuracy": -0.1 * level}]
+            oracle.tell(one.id, [] if state == "out_of_memory" else score, state)
+        return oracle
+
+    oracle, again = begun(False), begun(True)
+    then = [oracle.ask() for _ in range(3)]
+    assert then == [again.ask_again({}), again.ask_again({}), again.ask()]
+    assert [one.id for one in then] == ["0009", "0010", "0011"]
+    assert [one.parent for one in then] == ["0002", "0008", ""]  # the third begins a bracket
+    for one in then:
+        oracle.tell(one.id, [], "out_of_memory")
+    rest = []
+    while (asked := oracle.ask()).kind == "trial":
+        rest.append(asked)
+        oracle.tell(asked.id, [], "diverged")
+    assert asked.kind == "exhausted" and not [one for one in rest if one.parent]
+
+
 def test_trial_that_diverged_counts_as_the_worst_so_far_and_one_that_failed_not_at_all():
     oracle = asker("random")
     asked = [oracle.ask() for _ in range(4)]

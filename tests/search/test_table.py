@@ -1,6 +1,7 @@
 """What a person reads of a search, on a terminal and through a pipe."""
 
 import io
+import re
 
 import pytest
 import records
@@ -123,6 +124,7 @@ def test_the_end_names_the_best_its_values_the_failures_and_the_files(tmp_path):
     assert f"optimizer.learning_rate={best.values['optimizer.learning_rate']!r}" in text
     assert "trial 0007: loss is nan, epoch 1" in text
     assert f"tensorboard --logdir {tmp_path}" in text
+    assert re.search(r"time    \d+ s, first started .+ ago", text)
     for name in ("results.csv", "objective.png", "parameters.png"):
         assert (tmp_path / name).stat().st_size > 100
 

@@ -1,13 +1,16 @@
 """`tfscale.search.Tuner`: keras-tuner's interface, trials that run the script again."""
 
+import contextlib
 import csv
 import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -19,7 +22,17 @@ import pytest
 import tensorflow as tf
 
 from tfscale.cluster import ports
-from tfscale.search import endings, imported, places, report, returned, scripts, tuner, tuners
+from tfscale.search import (
+    endings,
+    imported,
+    journal,
+    places,
+    report,
+    returned,
+    scripts,
+    tuner,
+    tuners,
+)
 
 SCRIPT = pathlib.Path(__file__).with_name("tuner_script.py")
 ROOT = str(pathlib.Path(__file__).parents[2])
@@ -27,10 +40,13 @@ SECONDS = 240
 
 
 def start(folder, workers=1, *more, **variables):
-    environ = dict(os.environ, PYTHONPATH=ROOT, **variables)
+    return start_script(SCRIPT, str(workers), str(folder), *more, **variables)
+
+
+def start_script(script, *arguments, **variables):
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(workers), str(folder), *more],
-        env=environ,
+        [sys.executable, str(script), *arguments],
+        env=dict(os.environ, PYTHONPATH=ROOT, **variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -144,10 +160,7 @@ def test_a_search_that_is_killed_goes_on_and_ends_as_an_undisturbed_one(searched
     (tmp_path / "slow").touch()
     process = start(tmp_path)
     second = tmp_path / "digits" / "trials" / "0001"
-    deadline = time.monotonic() + SECONDS
-    while not list(second.glob("fits/1/checkpoints/step-*")):  # the first of two epochs is saved
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
+    wait_for_checkpoint(process, second / "fits" / "1")  # the first of two epochs is saved
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -160,6 +173,29 @@ def test_a_search_that_is_killed_goes_on_and_ends_as_an_undisturbed_one(searched
     events = scripts.read_lines(tmp_path / "digits" / "journal.jsonl")
     assert [e["event"] for e in events].count("created") == 2
     assert "goes on at step" in (second / "logs" / "trial.log").read_text()
+
+
+def wait_for_checkpoint(process, fit):
+    deadline = time.monotonic() + SECONDS
+    while not list(fit.glob("checkpoints/step-*[0-9]")):  # not one that is being written
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.workers
+def test_best_weights_are_of_all_executions_after_a_kill_in_the_second(tmp_path):
+    script, trial = SCRIPT.with_name("executions_script.py"), tmp_path / "digits/trials/0000"
+    (tmp_path / "slow").touch()
+    process = start_script(script, str(tmp_path))
+    wait_for_checkpoint(process, trial / "fits" / "2")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (tmp_path / "slow").unlink()
+    first = scripts.read_history(trial / scripts.METRICS)
+    said, _ = finish(start_script(script, str(tmp_path)))
+    assert "goes on at step" in (trial / "logs" / "trial.log").read_text()
+    assert said == pytest.approx(max(epoch["val_accuracy"] for epoch in first), abs=1e-6)
 
 
 @pytest.mark.slow
@@ -351,6 +387,68 @@ def test_a_later_tuner_of_the_script_puts_the_search_of_an_earlier_one_aside(tmp
     assert second.project_dir == str(tmp_path / "untitled_project")
 
 
+def test_overwrite_leaves_alone_a_search_that_is_going_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "_taken", {})
+    folder, aside = tmp_path / "untitled_project", tmp_path / ".untitled_project.tuner1"
+    leave_search(folder)
+    leave_search(aside)  # of the first tuner of that script
+    with contextlib.closing(journal.Journal(folder / "journal.jsonl")):
+        with pytest.raises(ValueError, match="a search is going on"):
+            places.take(tmp_path, folder.name, 1, True, 30)
+        places.take(tmp_path, folder.name, 1, False, 30)  # to look at it
+        assert (folder / "search.json").exists() and (aside / "search.json").exists()
+    places._taken.clear()
+    places.take(tmp_path, folder.name, 1, True, 30)
+    assert not folder.exists() and not aside.exists()
+
+
+def test_overwrite_waits_until_machines_that_had_joined_write_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "_taken", {})
+    folder = tmp_path / "untitled_project"
+    leave_search(folder)
+    started = {"event": "started", "trial": "0002", "on": "vm-2", "session": "a"}
+    with open(folder / "journal.jsonl", "a") as file:
+        file.write(json.dumps(started) + "\n")
+
+    def write():
+        for _ in range(10):
+            path = folder / "trials" / "0002"
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "metrics.jsonl").touch()
+            time.sleep(0.02)
+
+    machine = threading.Thread(target=write)
+    machine.start()
+    places.take(tmp_path, folder.name, 1, True, lease_seconds=2)
+    machine.join()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "overwrite", "says"),
+    [
+        ("config.json", False, "holds a run of tfscale.fit"),
+        ("config.json", True, "holds a run of tfscale.fit"),
+        ("oracle.json", False, "holds a search of keras-tuner itself"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused(tmp_path, name, overwrite, says):
+    folder = tmp_path / "untitled_project"
+    folder.mkdir()
+    (folder / name).write_text("{}")
+    with pytest.raises(ValueError, match=says):
+        make(tmp_path, overwrite=overwrite)
+    assert (folder / name).exists()
+
+
+def test_a_later_tuner_takes_the_place_of_an_earlier_one_in_a_folder_of_folders(tmp_path):
+    make(tmp_path, project_name="digits/mlp", overwrite=True)
+    leave_search(tmp_path / "digits" / "mlp")
+    make(tmp_path, project_name="digits/mlp", overwrite=True)
+    [aside] = (tmp_path / "digits").iterdir()
+    assert aside.name.startswith(".mlp.tuner") and (aside / "search.json").exists()
+
+
 def leave_search(folder):
     """Write what a search of two trials leaves, the second of which has failed."""
     events = [{"event": "created", "trial": id, "values": {"units": 16}} for id in ("0000", "0001")]
@@ -387,13 +485,19 @@ def record(tmp_path, state, id="0000"):
     return types.SimpleNamespace(id=id, state=state, reason="it broke", path=tmp_path)
 
 
-def test_failures_in_a_row_end_a_search_where_the_user_says_so(tmp_path):
-    ending = endings.Endings(2)
+@pytest.fixture
+def log(tmp_path):
+    with contextlib.closing(journal.Journal(tmp_path / "journal.jsonl")) as found:
+        yield found
+
+
+def test_failures_in_a_row_end_a_search_where_the_user_says_so(tmp_path, log):
+    ending = endings.Endings(2, log)
     for state in ("failed", "completed", "hung"):
         ending.take(record(tmp_path, state))
     with pytest.raises(RuntimeError, match="2 trials in a row"):
         ending.take(record(tmp_path, "diverged"))
-    unlimited = endings.Endings(None)
+    unlimited = endings.Endings(None, log)
     for _ in range(20):
         unlimited.take(record(tmp_path, "failed"))
     oracle = keras_tuner.oracles.RandomSearchOracle()
@@ -402,15 +506,27 @@ def test_failures_in_a_row_end_a_search_where_the_user_says_so(tmp_path):
     assert endings.failures_allowed(oracle) == 8
 
 
-def test_a_fatal_error_of_a_trial_is_raised_once_as_the_class_of_keras_tuner(tmp_path):
+def test_a_search_that_failures_have_ended_goes_on_behind_them_with_a_new_count(tmp_path, log):
+    failed = [record(tmp_path, "failed", f"{number:04d}") for number in range(6)]
+    ended_by = []
+    for _ in range(3):  # processes, each of which begins with what has ended before
+        ending = endings.Endings(2, log)
+        with pytest.raises(RuntimeError) as raised:
+            for one in failed:
+                ending.take(one)
+        ended_by.append(re.search(r"trial (\d+)", str(raised.value))[1])
+    assert ended_by == ["0001", "0003", "0005"]
+
+
+def test_a_fatal_error_of_a_trial_is_raised_once_as_the_class_of_keras_tuner(tmp_path, log):
     class Mine(keras_tuner.errors.FatalTypeError):
         pass
 
     kinds = [kind.__name__ for kind in Mine.__mro__]
     (tmp_path / scripts.FATAL).write_text(json.dumps({"kinds": kinds, "message": "no data"}))
     with pytest.raises(keras_tuner.errors.FatalTypeError, match="no data .trial 0000"):
-        endings.Endings(None).take(record(tmp_path, "failed"))
-    endings.Endings(None).take(record(tmp_path, "failed"))
+        endings.Endings(None, log).take(record(tmp_path, "failed"))
+    endings.Endings(None, log).take(record(tmp_path, "failed"))
 
 
 def test_models_are_built_under_the_strategy_and_no_larger_than_allowed(tmp_path):
@@ -479,7 +595,10 @@ def test_what_an_oracle_was_told_counts_as_returned():
     [
         (None, "where a NoneType came with nothing"),
         ([0.5, {"other": 1.0}], "where a dict came with other"),
-        (history_of(loss=[3.0], accuracy=[1.0]), "where a History came with accuracy, loss"),
+        (
+            history_of(loss=[3.0], accuracy=[1.0]),
+            "where a History came with accuracy, loss. Give `search` validation_data",
+        ),
     ],
 )
 def test_a_result_without_the_objective_says_what_there_is(result, says):
@@ -502,6 +621,66 @@ def test_history_of_a_fit_without_the_callbacks_is_the_curve(tmp_path):
         (2, 2.0, 1.0),
         (3, 1.0, 3.0),
     ]
+
+
+def life_of(tmp_path):
+    """A `Report` of a process that has a trial to run, and a model to train."""
+    oracle = keras_tuner.oracles.RandomSearchOracle("val_loss")
+    trial = keras_tuner.engine.trial.Trial(keras_tuner.HyperParameters())
+    life = report.Report(tmp_path, oracle, trial)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    life.set_model(model)
+
+    def epoch(number, loss, weight):
+        model.set_weights([np.full((1, 1), weight, "float32")])
+        life.on_epoch_end(number, {"val_loss": loss})
+
+    return life, epoch
+
+
+def kept_weight(tmp_path):
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    report.load_weights(model, tmp_path)
+    return float(model.get_weights()[0][0, 0])
+
+
+def test_a_life_that_begins_in_the_second_execution_keeps_the_weights_of_a_better_first(tmp_path):
+    life, epoch = life_of(tmp_path)
+    life.begin(0)
+    epoch(0, loss=2.0, weight=1)
+    epoch(1, loss=1.0, weight=2)  # killed after this
+    life, epoch = life_of(tmp_path)
+    life.begin(0)  # this `fit` returns at once
+    life.begin(1)
+    epoch(0, loss=3.0, weight=3)
+    assert kept_weight(tmp_path) == 2
+    epoch(1, loss=0.5, weight=4)
+    assert kept_weight(tmp_path) == 4
+
+
+def test_a_trial_that_continues_another_keeps_the_best_weights_of_all_its_executions(tmp_path):
+    life, epoch = life_of(tmp_path)
+    life.begin(0)
+    epoch(0, loss=2.0, weight=1)
+    life.begin(1)
+    epoch(0, loss=1.0, weight=2)
+    life, epoch = life_of(tmp_path)  # Hyperband's next rung, which has a copy of the files
+    life.begin(0)
+    epoch(1, loss=1.5, weight=3)
+    assert kept_weight(tmp_path) == 2
+    epoch(2, loss=0.5, weight=4)
+    assert kept_weight(tmp_path) == 4
+
+
+def test_who_reads_the_best_weights_while_others_are_saved_reads_the_old_ones(tmp_path):
+    life, epoch = life_of(tmp_path)
+    life.begin(0)
+    epoch(0, loss=2.0, weight=1)
+    before = (tmp_path / scripts.WEIGHTS).read_bytes()
+    with open(tmp_path / scripts.WEIGHTS, "rb") as reader:
+        epoch(1, loss=1.0, weight=2)
+        assert reader.read() == before
+    assert kept_weight(tmp_path) == 2
 
 
 def test_of_several_objectives_the_sum_counts():

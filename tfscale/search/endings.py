@@ -6,6 +6,7 @@ A trial that raises `keras_tuner.errors.FatalError`, and as many failed trials i
 
 import inspect
 import json
+import time
 
 import keras_tuner
 
@@ -33,10 +34,12 @@ class Endings:
 
     Args:
         max_failures: what `failures_allowed` has returned.
+        journal: the `journal.Journal` of the search.
     """
 
-    def __init__(self, max_failures):
-        self._max_failures, self._failures = max_failures, 0
+    def __init__(self, max_failures, journal):
+        self._max_failures, self._failures, self._journal = max_failures, 0, journal
+        self._ended_by = {e["trial"] for e in journal.events if e["event"] == "given_up"}
 
     def take(self, record):
         """Look at a `TrialRecord`, for `loop.Search`.
@@ -53,9 +56,15 @@ class Endings:
             named = (getattr(keras_tuner.errors, kind, None) for kind in told["kinds"])
             raise next(filter(None, named))(f"{told['message']} (trial {record.id})")
         self._failures = 0 if record.state in trials.SCORED else self._failures + 1
+        if record.id in self._ended_by:  # in an earlier process; the same command tries again
+            self._failures = 0
         if self._failures == self._max_failures:
+            self._journal.append(
+                {"event": "given_up", "trial": record.id, "time": round(time.time(), 3)}
+            )
             raise RuntimeError(
                 f"{self._failures} trials in a row have no score, as many as "
                 f"max_consecutive_failed_trials allows. The last one: trial {record.id}, "
-                f"{record.reason or record.state}. See {record.path / 'logs' / 'trial.log'}."
+                f"{record.reason or record.state}. See {record.path / 'logs' / 'trial.log'}. "
+                "The same command goes on with other trials."
             )

@@ -145,7 +145,9 @@ class Found:
         scored = best(self.oracle)
         failed = [trial for trial in self.oracle.trials.values() if trial not in scored]
         shown = [*scored, *failed][:num_trials]
-        print(f"Results in {self.project_dir}: the {min(len(scored), num_trials)} best trials")
+        print(f"Results in {self.project_dir}: {len(scored)} trials with a score")
+        if failed:
+            print(f"Without one: {len(failed)}")
         print(f"Objective: {self.oracle.objective.name}, {self.oracle.objective.direction}")
         for trial in shown:
             print()

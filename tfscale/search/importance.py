@@ -15,7 +15,7 @@ import numpy as np
 
 from tfscale.search import trials
 
-_FEWEST = 5  # trials; with fewer nothing is said
+FEWEST = 5  # trials; with fewer nothing is said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def importances(facts, records):
         values, goodness = of_parameter(facts, records, parameter.name)
         explained, correlation = 0.0, None
         part = _part_of_variance(goodness, everyone)
-        if len(values) >= _FEWEST and len(set(map(repr, values))) > 1 and len(set(goodness)) > 1:
+        if len(values) >= FEWEST and len(set(map(repr, values))) > 1 and len(set(goodness)) > 1:
             if is_number(parameter):
                 explained, correlation = _of_numbers(values, goodness)
             else:

@@ -248,18 +248,15 @@ class Member:
 
     def _start(self, number, order):
         record = trials.unasked(order.trial, self._run_dir)
-        self._running[number] = started = _Started(order, record)
-        try:
-            started.process = processes.TrialProcess(
-                self._kind.command(record),
-                record.log,
-                self._guard,
-                self._kind.environ(record),
-                self._slots[number],
-                self._hang_seconds,
-            )
-        except OSError as error:  # a folder that has gone, a disk that is full
-            started.ended(processes.End(trials.FAILED, str(error), True))
+        process = processes.TrialProcess(
+            self._kind.command(record),
+            record.log,
+            self._guard,
+            self._kind.environ(record),
+            self._slots[number],
+            self._hang_seconds,
+        )
+        self._running[number] = _Started(order, record, process)
         self._say(f"trial {order.trial} begins")
 
     def _look_after_trials(self, told):
@@ -314,13 +311,13 @@ class Member:
 class _Started:
     """A trial that was started here."""
 
-    def __init__(self, order, record):
-        self.order, self.record, self.process = order, record, None
+    def __init__(self, order, record, process):
+        self.order, self.record, self.process = order, record, process
         self.end, self.seconds, self.is_leaving = None, 0.0, False
 
     def ended(self, end):
         """Take in its end; one that was cut off because this machine leaves goes on elsewhere."""
-        self.seconds = self.process.seconds if self.process else 0.0
+        self.seconds = self.process.seconds
         cut_off = self.is_leaving and end.state != trials.COMPLETED
         self.end = protocol.LEFT if cut_off else protocol.shortened(end)
 

@@ -25,16 +25,7 @@ class Journal:
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
-        self._file = open(self.path, "a+b")  # noqa: SIM115  (until close)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise ValueError(
-                "A folder holds one search at a time. Received: --run_dir="
-                f"{self.path.parent}, in which a search is going on. Wait for it, or use another "
-                "--run_dir."
-            ) from None
+        self._file = open_alone(self.path)
         self.events = self._read()
 
     def append(self, event):
@@ -70,6 +61,29 @@ class Journal:
                     "it, or use another --run_dir."
                 ) from None
         return events
+
+
+def open_alone(path):
+    """Open the journal of a search, and keep other processes out until it is closed.
+
+    Args:
+        path: the file; made if it is not there.
+
+    Raises:
+        ValueError: if another process has it open.
+    """
+    path = pathlib.Path(path)
+    file = open(path, "a+b")  # noqa: SIM115  (until close)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ValueError(
+            "A folder holds one search at a time. Received: --run_dir="
+            f"{path.parent}, in which a search is going on. Wait for it, or use another "
+            "--run_dir."
+        ) from None
+    return file
 
 
 def settle(path, identity, may_change):

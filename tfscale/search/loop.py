@@ -30,7 +30,8 @@ class Search:
         slots: the `processes.Slot` of each of the trials that run at once on this machine; one by
             default.
         service: the `service.Service` of the machines that join; None without any.
-        max_retries: how often a trial that has failed is started again, where it may come right.
+        max_retries: how often a trial that has failed is started again, where it may come right;
+            counted anew when it has done an epoch more.
         hang_timeout_seconds: as for `processes.TrialProcess`.
         grace_seconds: from SIGTERM to SIGKILL.
         stops_at: a function from a trial's history and those of the others that have ended with
@@ -64,9 +65,10 @@ class Search:
         self._stops_at, self._when_ended = stops_at, when_ended
         self._waiting = collections.deque()  # records that need a slot, oldest first
         self._running = {}  # id -> _Running
-        self._tries = collections.Counter()  # id -> starts that have failed
+        self._tries = {}  # id -> starts that have failed since its last new epoch, and its epochs
         self._losses = collections.Counter()  # id -> machines that were lost with it
-        self._sessions = {}  # id -> the session of a joined machine that may run it
+        self._sessions = {}  # id -> the session of a joined machine that may run it, and its lease
+        self._began = 0.0
         self._is_exhausted = self._is_idle = False
         self._guard = None
 
@@ -81,7 +83,7 @@ class Search:
             leaving.ToldToLeave: if a signal ended it; the same command goes on.
         """
         self._replay()
-        told = []
+        self._began, told = time.monotonic(), []
         with leaving.noted_signals(told), contextlib.closing(local.Guard()) as self._guard:
             try:
                 while not told:
@@ -144,20 +146,28 @@ class Search:
         ready = [record for record in self._waiting if self._may_start(record)]
         for record, slot in zip(ready, slots, strict=False):
             self._waiting.remove(record)
-            self._kind.prepare(record, self._record(record.parent) if record.parent else None)
-            record.log.parent.mkdir(exist_ok=True)
+            try:
+                self._kind.prepare(record, self._record(record.parent) if record.parent else None)
+                record.log.parent.mkdir(exist_ok=True)
+            except OSError as error:  # a disk that is full, or away for a moment
+                self._take_in(record, processes.End(trials.FAILED, str(error), True))
+                continue
             self._running[record.id] = self._start_in(slot, record)
             record.started = record.started or self._journal.events[-1]["time"]
 
     def _may_start(self, record):
         """Say whether no machine, of an earlier life of the search, may still run a trial."""
-        session = self._sessions.get(record.id)
-        return session is None or self._service is None or self._service.is_gone(session)
+        session, lease_seconds = self._sessions.get(record.id, ("", 0.0))
+        if not session or (self._service is not None and self._service.is_gone(session)):
+            return True
+        return time.monotonic() - self._began > lease_seconds
 
     def _start_in(self, slot, record):
         if slot not in self._own_slots:
-            record.machine, self._sessions[record.id] = slot.machine, slot.session
-            self._write("started", trial=record.id, on=slot.machine, session=slot.session)
+            record.machine = slot.machine
+            self._sessions[record.id] = stay = (slot.session, slot.lease_seconds)
+            place = {"on": slot.machine, "session": stay[0], "lease_seconds": stay[1]}
+            self._write("started", trial=record.id, **place)
             return _Running(record, slot.start(record.id), None)
         record.machine = ""
         self._own_slots.remove(slot)
@@ -180,6 +190,8 @@ class Search:
         if not has_ended and process.seconds < running.reads_at:
             return
         running.reads_at = process.seconds + _READ_SECONDS
+        if has_ended and running.slot is None:
+            trials.look_anew(record.path)
         self._take_history(record, self._kind.history(record))
         if running.stops_at is None and self._stops_at:
             others = [
@@ -197,7 +209,7 @@ class Search:
             self._end(running)
 
     def _end(self, running):
-        """Judge a process that is over: the trial has ended, or is started again."""
+        """Judge a process that is over."""
         record = running.record
         if running.process.lost and not running.stops_at and self._goes_on_elsewhere(running):
             return
@@ -210,11 +222,17 @@ class Search:
             end = processes.End(trials.FAILED, reason)
         if end.state == trials.COMPLETED and record.score is None:
             end = processes.End(trials.DIVERGED, f"{self.facts.objective} was never finite")
+        self._take_in(record, end)
+
+    def _take_in(self, record, end):
+        """Write how a start of a trial has ended, and have it wait again where that may help."""
         result = {"trial": record.id, "state": end.state, "reason": end.reason}
         result["seconds"] = round(record.seconds, 2)
-        if end.may_come_right and self._tries[record.id] < self._max_retries:
-            self._tries[record.id] += 1
-            self._write("retried", **result)
+        tries, epochs = self._tries.get(record.id, (0, 0))
+        tries = tries if record.epochs <= epochs else 0
+        if end.may_come_right and tries < self._max_retries:
+            self._tries[record.id] = (tries + 1, record.epochs)
+            self._write("retried", **result, tries=tries + 1, epochs=record.epochs)
             record.reason, record.machine = end.reason, ""
             self._waiting.append(record)
             return
@@ -267,16 +285,20 @@ class Search:
                 self._take_end(record, event)
             elif kind in ("started", "retried", "lost"):
                 self._replay_start(event)
+        for record in self._waiting:
+            record.machine = ""  # until it is started again
 
     def _replay_start(self, event):
         record = self._record(event["trial"])
         if event["event"] == "started":
             record.started, record.machine = record.started or event["time"], event.get("on", "")
-            self._sessions[record.id] = event.get("session")
+            self._sessions.pop(record.id, None)
+            if "session" in event:
+                self._sessions[record.id] = (event["session"], event["lease_seconds"])
             return
         self._sessions.pop(record.id, None)
         if event["event"] == "retried":
-            self._tries[record.id] += 1
+            self._tries[record.id] = (event["tries"], event["epochs"])
         else:
             self._losses[record.id] = event["losses"]
         record.seconds, record.reason = event["seconds"], event["reason"]

@@ -104,6 +104,7 @@ class Asker:
         self._oracle = oracle
         self._ids = {}  # ours -> keras-tuner's
         self._worst = None
+        self._lost = set()  # keras-tuner's ids of trials that a Hyperband must not go on with
         oracle.verbose = 0
         keep_no_files(oracle)
 
@@ -118,6 +119,9 @@ class Asker:
         """Return what to try next, as an `Asked`."""
         with _quickly(self._oracle):
             trial = self._oracle.create_trial(f"ask-{len(self._ids)}")
+            while trial.hyperparameters.values.get("tuner/trial_id") in self._lost:
+                self._end_as_lost(trial)
+                trial = self._oracle.create_trial(f"ask-{len(self._ids)}")
         if trial.status != "RUNNING":
             return Asked("idle" if trial.status == "IDLE" else "exhausted")
         id = f"{len(self._ids):04d}"
@@ -173,6 +177,7 @@ class Asker:
 
         One that diverged or had not enough memory counts as the worst that was seen, so that an
         oracle that learns keeps away from there; one that failed in another way does not count.
+        For Hyperband all of these are the last of their round, and none goes on.
 
         Args:
             id: of the trial.
@@ -182,6 +187,9 @@ class Asker:
         from tfscale.search import trials
 
         trial = self._oracle.get_trial(self._ids[id])
+        if state not in trials.SCORED and hasattr(self._oracle, "_brackets"):
+            self._end_as_lost(trial)
+            return
         names = self.objectives
         told = [
             {name: record[name] for name in names} | {"epoch": record["epoch"]}
@@ -200,6 +208,18 @@ class Asker:
         trial.status = "COMPLETED" if told else "FAILED"
         with _quickly(self._oracle):
             self._oracle.end_trial(trial)
+
+    def _end_as_lost(self, trial):
+        """Have Hyperband take a trial for worse than any other.
+
+        A round drops a fixed number of trials, of those that have not failed. So failed ones, told
+        as such, would keep good ones from going on.
+        """
+        worst = {n: -math.inf if how == "max" else math.inf for n, how in self.objectives.items()}
+        self._oracle.update_trial(trial.trial_id, worst)
+        trial.status = "COMPLETED"
+        self._lost.add(trial.trial_id)
+        self._oracle.end_trial(trial)
 
     def _is_worse(self, a, b):
         cost = [

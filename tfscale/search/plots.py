@@ -11,7 +11,7 @@ import pathlib
 import statistics
 
 from tfscale.search import table, trials
-from tfscale.search.importance import importances, is_number
+from tfscale.search.importance import FEWEST, importances, is_number
 
 _LOOKS = {  # marker and colour of a state
     trials.COMPLETED: ("o", "#1f77b4"),
@@ -94,6 +94,8 @@ def _parameters(facts, records):
         axes = figure.add_subplot(rows, columns, place + 1)
         _one_parameter(axes, facts, records, parameters[importance.name], low, high)
         text = f"{short[importance.name]}: importance {importance.share:.2f}"
+        if importance.num_trials < FEWEST:
+            text = f"{short[importance.name]}: too few trials"
         if importance.correlation is not None:
             text += f", ρ = {importance.correlation:+.2f}"
         axes.set_title(text, fontsize=10)

@@ -45,7 +45,7 @@ class TrialProcess:
     """A running trial.
 
     One process at a time has a trial's folder: while an older one, maybe on another machine, has
-    not ended yet, this one waits for it.
+    not ended yet, this one waits for it. One that the system does not let start has failed.
 
     Args:
         command: program and arguments.
@@ -65,6 +65,7 @@ class TrialProcess:
         self.pulse, self.process = pulse.Pulse(), None
         self._guard, self._slot, self._command = guard, slot, list(command)
         self._kill_at, self._hung, self._is_over = float("inf"), "", False
+        self._refused = ""  # why the system did not let it start
         self._watch = stall.Watch(hang_timeout_seconds, hang_timeout_seconds)
         self._environ, self._log_began = environ or {}, 0
         self._oom_kills = _oom_kills()
@@ -72,10 +73,13 @@ class TrialProcess:
 
     def _start(self):
         """Start the process, unless another one has the folder."""
-        with contextlib.ExitStack() as stack:
-            lock = _locked(self.log.with_name(_LOCK), stack)
-            if lock is not None:
-                self._start_with(lock)
+        try:
+            with contextlib.ExitStack() as stack:
+                lock = _locked(self.log.with_name(_LOCK), stack)
+                if lock is not None:
+                    self._start_with(lock)
+        except OSError as error:  # a folder that has gone, a disk that is full
+            self._refused = str(error)
 
     def _start_with(self, lock):
         slot = self._slot
@@ -138,7 +142,8 @@ class TrialProcess:
             diverged: what the run said of numbers that were not finite; "" for nothing.
         """
         if self.process is None:
-            return End(trials.FAILED, "another process had its folder until now", True)
+            reason = self._refused or "another process had its folder until now"
+            return End(trials.FAILED, reason, True)
         code = self.process.returncode
         code = 128 - code if code < 0 else code
         lines = self._last_lines()
@@ -167,7 +172,8 @@ class TrialProcess:
 
     def _has_waited_in_vain(self):
         """Start if the folder is free by now; give up when told to, or after a long time."""
-        if self._kill_at == float("inf") and self.seconds < _LOCKED_SECONDS:
+        may_wait = self._kill_at == float("inf") and self.seconds < _LOCKED_SECONDS
+        if may_wait and not self._refused:
             self._start()
             return False
         self._reap()

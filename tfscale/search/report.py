@@ -7,13 +7,17 @@ import json
 import pathlib
 import warnings
 
+import h5py
 import keras
 import keras_tuner
 
 from tfscale import strategy as strategy_lib
 from tfscale.monitor.run_log import ScalarLog
 from tfscale.search import returned, scripts
+from tfscale.training import saving
 from tfscale.training.checkpoint import write_whole
+
+_VALUE = "tfscale_objective"  # an attribute of the weights' file, so that one is never without
 
 
 class Report(keras.callbacks.Callback):
@@ -31,8 +35,14 @@ class Report(keras.callbacks.Callback):
         self._log = self._best = self._noted = None
 
     def begin(self, execution):
-        """Begin an execution of the trial; the curve is that of the first one, 0."""
+        """Begin an execution of the trial; the curve is that of the first one, 0.
+
+        Where an earlier life has ended the executions before, the weights that it has kept say
+        what this one has to be better than.
+        """
         self._execution = execution
+        if execution > 0 and self._best is None:
+            self._best = _value_of_weights(self._folder)
 
     def note_space(self):
         """Write which hyperparameters there are and which were used, when they are new.
@@ -108,12 +118,13 @@ class Report(keras.callbacks.Callback):
             self._write(epoch, logs)
 
     def _open(self, epoch):
-        before = [
-            v for e, v in _scores(self._folder / scripts.METRICS, self._objective) if e < epoch
-        ]
-        for value in before:
-            if self._best is None or self._objective.better_than(value, self._best):
-                self._best = value
+        scores = _scores(self._folder / scripts.METRICS, self._objective)
+        before = [value for number, value in scores if number < epoch]
+        kept = _value_of_weights(self._folder) if before else None  # maybe of another execution
+        if kept is not None:
+            before.append(kept)
+        if before:
+            self._best = _best(before, self._objective)
         if self._is_chief:
             self._log = ScalarLog(
                 self._folder / scripts.METRICS, self._folder / "tensorboard", epoch
@@ -135,7 +146,7 @@ class Report(keras.callbacks.Callback):
             self._best = value
         if self.model is None:  # a loop of the user's own that does not introduce it
             return
-        save_weights(self.model, self._folder)
+        save_weights(self.model, self._folder, value)
 
     def _settle(self, means):
         """Let the score be the mean over executions, or what a `fit` of the user's own returned.
@@ -186,18 +197,34 @@ def _place_of(name):
     return "train", name
 
 
-def save_weights(model, folder):
-    """Save what `load_weights` loads; a call of all workers.
+def save_weights(model, folder, value=None):
+    """Save what `load_weights` loads, as the chief; each file is whole or absent.
 
     Args:
         model: a model that is built.
         folder: the trial's.
+        value: the objective that these weights have, where somebody knows it.
     """
+    if not strategy_lib.is_chief():
+        return
     folder = pathlib.Path(folder)
-    model.save_weights(folder / scripts.WEIGHTS)
-    if strategy_lib.is_chief():
-        shapes = model.get_build_config()
-        write_whole(folder / scripts.BUILD, json.dumps(shapes, default=scripts.plain) + "\n")
+    shapes = model.get_build_config()
+    write_whole(folder / scripts.BUILD, json.dumps(shapes, default=scripts.plain) + "\n")
+    with saving.whole(folder / scripts.WEIGHTS) as beside:
+        model.save_weights(beside)
+        if value is not None:
+            with h5py.File(beside, "r+") as file:
+                file.attrs[_VALUE] = value
+
+
+def _value_of_weights(folder):
+    """Return the objective that the weights in a folder have; None if it or they are not there."""
+    path = folder / scripts.WEIGHTS
+    if not path.exists():
+        return None
+    with h5py.File(path) as file:
+        value = file.attrs.get(_VALUE)
+    return None if value is None else float(value)
 
 
 def load_weights(model, folder):

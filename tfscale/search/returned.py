@@ -61,10 +61,12 @@ def refusal(result, objective):
         if isinstance(objective, type(keras_tuner.Oracle().objective))
         else f"objective={objective.name!r}"
     )
+    way_out = "Use one of these names, or return the number from HyperModel.fit or run_trial."
+    if is_history(result) and "objective='val_" in given and "val_" not in reported:
+        way_out = "Give `search` validation_data or validation_split, or use one of these names."
     return keras_tuner.errors.FatalValueError(
         f"The objective must be among what a trial reports. Received: {given}, where a "
-        f"{type(result).__name__} came with {reported}. Use one of these names, or return the "
-        "number from HyperModel.fit or run_trial."
+        f"{type(result).__name__} came with {reported}. {way_out}"
     )
 
 

@@ -69,7 +69,7 @@ class Service:
         self._sessions = []  # in the order in which they have joined
         self._by_id, self._replaced = {}, set()
         self._changed = threading.Condition()
-        self._began, self._num_starts, self._is_over = time.monotonic(), 0, False
+        self._num_starts, self._is_over = 0, False
         self._is_closed = threading.Event()
         self._strangers = threading.BoundedSemaphore(_MOST_STRANGERS)
         self._channels, self._threads = set(), []
@@ -90,8 +90,8 @@ class Service:
             ]
 
     def is_gone(self, session_id):
-        """Return whether nothing runs any more of what a machine had begun, maybe with an earlier
-        chief.
+        """Return whether it is known that nothing runs any more of what a machine had begun, maybe
+        with an earlier chief.
 
         Args:
             session_id: the `session` of a `JoinedSlot`, at some time.
@@ -99,9 +99,7 @@ class Service:
         with self._changed:
             if session_id in self._by_id:
                 return not self._holds(self._by_id[session_id])
-            if session_id in self._replaced:
-                return True
-            return time.monotonic() - self._began > self.lease_seconds
+            return session_id in self._replaced
 
     def end_search(self):
         """From now on say that the search is over; `close` waits until all have heard it."""
@@ -283,11 +281,13 @@ class JoinedSlot:
     Attributes:
         machine: the machine's name.
         session: what tells this stay of the machine from others.
+        lease_seconds: how long what runs there may go on when its machine is not heard.
     """
 
     def __init__(self, service, session, number):
         self._place = (service, session, number)
         self.machine, self.session = session.name, session.id
+        self.lease_seconds = service.lease_seconds
 
     def start(self, trial):
         """Have a trial run there; return it as a `JoinedTrial`."""

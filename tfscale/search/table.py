@@ -7,6 +7,7 @@ import statistics
 
 from tfscale.search import trials
 
+_A_LIFE_BEFORE_SECONDS = 30.0  # more than what lies before the first trial
 _MOST_FAILURES = 5  # that are listed at the end
 _WITHOUT_FOLDING = 4  # with more parameters than these, the table shows those that differ
 
@@ -161,11 +162,11 @@ def lines(facts, records, width, shown=None):
     ]
 
 
-def headline(facts, records, now):
+def headline(facts, records, seconds):
     """Return the line above the live table: how far, how long, how long still, the best."""
     of = f" of {facts.max_trials}" if facts.max_trials else ""
     parts = [f"{facts.tuner} search: {len(records)}{of} trials, {counts(records)}"]
-    parts.append(duration(max(now - facts.began, 0)))
+    parts.append(duration(seconds))
     left = seconds_left(facts, records)
     if left is not None:
         parts.append(f"about {duration(left)} left")
@@ -203,8 +204,14 @@ def ended(facts, records, record):
     return text + (f"; {record.reason}" if record.reason else "")
 
 
-def closing(facts, records, now):
-    """Return the lines below the last table: the best, what became of the trials, the files."""
+def closing(facts, records, seconds, now):
+    """Return the lines below the last table: the best, what became of the trials, the files.
+
+    Args:
+        facts, records: the search.
+        seconds: how long this process of it has lasted.
+        now: seconds since 1970.
+    """
     best = best_of(facts, records)
     shown = []
     if best is None:
@@ -216,7 +223,9 @@ def closing(facts, records, now):
         )
         shown += [f"        {name}={value!r}" for name, value in best.values.items()]
     shown.append(f"trials  {len(records)}: {counts(records)}")
-    shown.append(f"time    {duration(max(now - facts.began, 0))}")
+    begun_before = now - facts.began - seconds > _A_LIFE_BEFORE_SECONDS
+    first = f", first started {duration(now - facts.began)} ago" if begun_before else ""
+    shown.append(f"time    {duration(seconds)}{first}")
     failed = [r for r in records if r.state not in (*trials.SCORED, trials.RUNNING)]
     for record in failed[:_MOST_FAILURES]:
         shown.append(f"        trial {record.id}: {record.reason or words(record.state)}")

@@ -162,7 +162,7 @@ class FitTrials:
         """Write what a trial needs before its first start; again, where that was cut off.
 
         One that continues another begins with that one's checkpoints, its best one too, and with
-        its curves.
+        its curves; anew, where that one has saved nothing.
 
         Args:
             record: the trial's `TrialRecord`.
@@ -174,12 +174,14 @@ class FitTrials:
         checkpoints = record.path / "checkpoints"
         if parent is None or checkpoints.exists():
             return
+        older = checkpoint.Checkpoints(parent.path / "checkpoints")
+        if not older.steps():
+            return
         checkpoint.write_whole(
             record.path / "metrics.jsonl", (parent.path / "metrics.jsonl").read_text()
         )
         beside = checkpoints.with_name("checkpoints.copying")
         shutil.rmtree(beside, ignore_errors=True)
-        older = checkpoint.Checkpoints(parent.path / "checkpoints")
         beside.mkdir()
         for step in older.steps():
             shutil.copytree(
@@ -233,6 +235,19 @@ def read_history(path):
             epoch = line["epoch"]
             finished[epoch] = {"epoch": epoch + 1, **train.get(epoch, {}), **values}
     return [finished[epoch] for epoch in sorted(finished)]
+
+
+def look_anew(path):
+    """Have a network's file system look for what another machine has written.
+
+    It may remember for some seconds that a file was not there.
+
+    Args:
+        path: a trial's folder.
+    """
+    for folder in (path.parent, path):
+        with contextlib.suppress(OSError):
+            os.listdir(folder)
 
 
 def best_of(history, objective, direction):

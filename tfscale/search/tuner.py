@@ -126,7 +126,8 @@ class Tuner(hooks.Hooks, found.Found):
         self._role = self._running.role()
         self._running.check(self._role)
         if self._role.kind != "worker":
-            places.take(self.directory, self.project_name, self._number, overwrite)
+            lease_seconds = self._running.lease_seconds
+            places.take(self.directory, self.project_name, self._number, overwrite, lease_seconds)
         if self.hypermodel is not None:
             hypermodels.populate(self.oracle, self.hypermodel)
         self._unasked = copy.deepcopy(self.oracle)  # for each call of search
@@ -200,12 +201,12 @@ class Tuner(hooks.Hooks, found.Found):
         run_dir.mkdir(parents=True, exist_ok=True)
         oracle = copy.deepcopy(self._unasked)
         oracle.max_consecutive_failed_trials = _NO_BOUND  # `ending` counts
-        ending = endings.Endings(self._max_failures)
         stream = _stream(fit_kwargs)
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(
                 contextlib.closing(journal.Journal(run_dir / "journal.jsonl"))
             )
+            ending = endings.Endings(self._max_failures, log)
             facts, seed = self._settle(run_dir, oracle)
             joined = stack.enter_context(self._offered(run_dir, stream))
             asker = scripts.ScriptAsker(oracle, run_dir)

@@ -78,7 +78,7 @@ class Views:
         if len(records) > len(shown):
             lines.append(f"   and {len(records) - len(shown)} more, in results.csv")
         self._draw([])
-        self._say(["", *lines, "", *table.closing(self._facts, records, time.time())])
+        self._say(["", *lines, "", *table.closing(self._facts, records, *self._times())])
 
     def _news(self, records):
         """Return a line for each event since the last look.
@@ -117,11 +117,15 @@ class Views:
             running = [r for r in records if r.state == trials.RUNNING]
             best = table.ranked(self._facts, [r for r in records if r not in running])
             shown = (running + best)[:room]
-        head = table.headline(self._facts, records, time.time())
+        head = table.headline(self._facts, records, self._times()[0])
         lines = [head[: size.columns], *table.lines(self._facts, records, size.columns, shown)]
         if len(records) > len(shown):
             lines.append(f"   and {len(records) - len(shown)} more, in results.csv"[: size.columns])
         return lines
+
+    def _times(self):
+        """Return how long this life of the search has lasted, and the seconds since 1970."""
+        return time.monotonic() - self._began, time.time()
 
     def _draw(self, lines):
         """Put lines in the place of those that were drawn last."""
