@@ -34,6 +34,8 @@ INSTALL_REQUIRES = [
     "matplotlib>=3.10,<4",
     "ml_collections>=1.1,<2",
     "numpy>=2.0,<3",
+    # Draws the pictures of a run; matplotlib needs it as well.
+    "pillow>=11",
     "tensorboard>=2.21,<2.22",
     "tensorflow>=2.21,<2.22",
     "tensorflow-datasets>=4.9.10,<4.10",
@@ -57,7 +59,6 @@ setup(
             # The schemas that the manifests for Kubernetes are checked against.
             "kubernetes-validate>=1.37,<2",
             "mypy>=2.4,<3",
-            "pillow>=11",
             "psutil>=7,<8",
             "pytest>=9,<10",
             "pytest-timeout>=2.4,<3",

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 import tensorflow as tf  # noqa: F401  (conftest then gives this process three CPUs)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 from tfscale import config_files, evaluate, fit
 from tfscale.cluster import ports
-from tfscale.monitor import run_log
+from tfscale.monitor import charts, run_log
 from tfscale.training import checkpoint as checkpoint_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -86,7 +88,8 @@ def checkpoints_of(run_dir):
 
 def scalars(records):
     """Lines of metrics.jsonl without what a clock says."""
-    by_clock = ("time", "step_seconds", "examples_per_second")
+    by_clock = ("time", "step_seconds", "examples_per_second", "seconds", "workers", "goodput")
+    by_clock += ("restarts", "bytes_sent")  # of this life, and of its replicas
     return [
         {
             key: {k: v for k, v in value.items() if k not in by_clock}
@@ -169,7 +172,7 @@ class TestWhatARunLeaves:
         left = {path.name for path in finished.iterdir()}
         assert left == {
             "config.json", "checkpoints", "tensorboard", "metrics.jsonl", "model.keras",
-            "summary.json",
+            "summary.json", "events.jsonl", "pictures",
         }  # fmt: skip
         assert checkpoints_of(finished) == [STEPS]
         assert not list(finished.rglob("*writing*"))
@@ -212,20 +215,63 @@ class TestWhatARunLeaves:
         ("kind", "steps", "names"),
         [
             ("train", [10, 20, 30, 40, 41], {"loss", "accuracy", "learning_rate"}),
-            ("train", [20, 30, 40, 41], {"examples_per_second", "step_seconds"}),
+            ("train", [20, 30, 40, 41], {"examples_per_second"}),
             ("validation", [41], {"loss", "accuracy"}),
             ("test", [41], {"loss", "accuracy"}),
         ],
     )
     def test_tensorboard_reads_the_curves(self, finished, kind, steps, names):
         events = EventAccumulator(str(finished / "tensorboard" / kind)).Reload()
-        assert set(events.Tags()["tensors"]) >= names
+        assert set(events.Tags()["tensors"]) >= {charts.tag(name) for name in names}
         lines = {r["step"]: r[kind] for r in read_metrics(finished) if kind in r}
         for name in names:
-            curve = events.Tensors(name)
+            curve = events.Tensors(charts.tag(name))
             assert [event.step for event in curve] == steps
             values = [float(tf.make_ndarray(event.tensor_proto)) for event in curve]
             assert values == pytest.approx([lines[step][name] for step in steps], rel=1e-5)
+
+    def test_tensorboard_has_the_pages_beside_the_curves(self, finished):
+        events = EventAccumulator(str(finished / "tensorboard" / "train"))
+        tags = events.Reload().Tags()
+        assert tags["graph"]
+        assert set(tags["tensors"]) >= {
+            "about this run", "what happened", "inputs", "confusion matrix", "class 9",
+            "custom_scalars__config__", "2 speed and health/goodput",
+            "3 a step in ms/compute", "4 norms and bytes/norm of gradients",
+        }  # fmt: skip
+        [about] = events.Tensors("about this run")
+        text = tf.make_ndarray(about.tensor_proto)[0].decode()
+        assert f"--config={finished}/config.json" in text
+        assert "| validation_fraction | 0.1 |" in text and f"keras {keras.__version__}" in text
+        _, _, png = tf.make_ndarray(events.Tensors("inputs")[0].tensor_proto)
+        assert tf.io.decode_png(png).shape[0] > 100
+        page = layout_pb2.Layout.FromString(
+            tf.make_ndarray(events.Tensors("custom_scalars__config__")[0].tensor_proto).item()
+        )
+        questions = ["Does it learn?", "Is it fast?", "Is it healthy?"]
+        assert [category.title for category in page.category] == questions
+        for chart in (chart for category in page.category for chart in category.chart):
+            for pattern in chart.multiline.tag:
+                wanted = "bytes" in pattern or any(re.match(pattern, t) for t in tags["tensors"])
+                assert wanted, f"{chart.title}: no curve fits {pattern}"
+        counts = tf.make_ndarray(events.Tensors("class 3")[0].tensor_proto)
+        assert counts.shape == (6, 101)
+        np.testing.assert_array_equal(counts[:4].sum(0), 360)
+        best = EventAccumulator(str(finished / "tensorboard" / "best")).Reload()
+        assert best.Tensors("1 learning/accuracy")[0].step == STEPS
+
+    def test_story_and_measures(self, finished):
+        lines = (finished / "events.jsonl").read_text().splitlines()
+        events = [json.loads(line) for line in lines]
+        assert [(e["event"], e["step"]) for e in events] == [("begin", 0), ("end", STEPS)]
+        assert events[0]["steps_per_epoch"] == STEPS
+        last = [record for record in read_metrics(finished) if "train" in record][-1]
+        assert last["gradient_norm"] > 0 and last["weight_norm"] > 0
+        assert 0 < last["goodput"] <= 1 and last["restarts"] == last["bad_steps"] == 0
+        assert last["seconds"]["compute"] > 0 and len(last["workers"]["input"]) == 1
+        pictures = {path.name for path in (finished / "pictures").iterdir()}
+        assert pictures >= {"inputs.png", "confusion_matrix.png"}
+        assert read_summary(finished)["best"]["step"] == STEPS
 
     def test_last_learning_rate_is_the_end_of_the_schedule(self, finished):
         assert read_metrics(finished)[-3]["train"]["learning_rate"] == pytest.approx(0, abs=1e-9)
@@ -253,6 +299,9 @@ class TestGoingOn:
     def test_run_stopped_in_an_epoch_ends_as_if_it_had_not(self, stopped, undisturbed):
         train(stopped, *LONG)
         check_equal_runs(stopped, undisturbed)
+        events = [json.loads(e) for e in (stopped / "events.jsonl").read_text().splitlines()]
+        assert [e["event"] for e in events] == ["begin", "failed", "begin", "end"]
+        assert (events[2]["step"], events[2]["seen_step"]) == (50, 58)
         rates = [
             {r["step"]: r["train"]["learning_rate"] for r in read_metrics(path) if "train" in r}
             for path in (stopped, undisturbed)
@@ -408,6 +457,8 @@ class TestOtherAnswers:
             (["--config.train.epochs=0"], ["`train.epochs` must be at least 1"]),
             (["--config.train.seed=-1"], ["`train.seed` must be at least 0"]),
             (["--config.checkpoint.keep_last=0"], ["`checkpoint.keep_last` must be at least 1"]),
+            (["--config.log.inputs=-1"], ["`log.inputs` must be at least 0"]),
+            (["--profile_steps=9:3"], ["`log.profile_steps` must be FIRST:LAST", "'9:3'"]),
             (["--config.train.mixed_precision=bfloat16"], ["mixed_bfloat16", "'bfloat16'"]),
         ],
     )

@@ -23,7 +23,7 @@ ROOMS = (
     {"data", "models", "optimizers", "monitor"},
     {"training", "parallel", "search"},
     {"config_files", "lending"},
-    {"command_line", "run_folder", "script_folder", "tune_flags"},
+    {"command_line", "run_folder", "script_folder", "tune_flags", "observation"},
     {"experiment"},
     {"scoring"},
     {*COMMANDS, "run_script", "__main__"},

@@ -14,6 +14,8 @@ COMMANDS = {
     "fit": "train a model",
     "evaluate": "score a run",
     "tune": "search hyperparameters",
+    "watch": "follow a run from another terminal",
+    "report": "compare runs on one page",
     "doctor": "check a cluster before a job, or the checkpoints of a run",
     "launch": "run a script of your own on many workers",
 }

@@ -163,6 +163,21 @@ class LogConfig:
 
     every_steps: int = _field(0, "steps between two points in TensorBoard; 0: about 20 an epoch")
     tensorboard: bool = _field(True, "write TensorBoard's event files")
+    measures: bool = _field(
+        True, "measure in the steps where each worker's time goes, and norms of gradients"
+    )
+    histograms_every_steps: int = _field(
+        0, "steps between two histograms of weights and gradients; 0: none"
+    )
+    graph: bool = _field(True, "show the model's layers as a graph")
+    inputs: int = _field(32, "images of the first batch to show, as the model gets them; 0: none")
+    test_examples: int = _field(
+        10_000,
+        "largest test split of which mistakes, confusion matrix and precision are shown; 0: none",
+    )
+    profile_steps: str = _field(
+        "", "FIRST:LAST: record these steps for TensorBoard's profiler, on each worker; empty: none"
+    )
 
 
 @dataclasses.dataclass

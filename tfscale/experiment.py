@@ -14,16 +14,15 @@ import time
 import keras
 import tensorflow as tf
 
-from tfscale import models, optimizers, run_folder
+from tfscale import models, observation, optimizers, run_folder
 from tfscale import strategy as strategy_lib
 from tfscale.config import RunConfig
 from tfscale.config_files import check_types
 from tfscale.data import load as load_lib
 from tfscale.models import objectives
-from tfscale.monitor import run_log
 from tfscale.optimizers import schedules  # noqa: F401  (registers LinearWarmup for loading)
 from tfscale.training import checkpoint as checkpoint_lib
-from tfscale.training import fits, health, preemption, prepare, run_state
+from tfscale.training import fits, health, preemption, prepare, profile, run_state
 from tfscale.training import reduction as reduction_lib
 from tfscale.training.trainer import Trainer
 
@@ -37,12 +36,14 @@ class Experiment:
         strategy_name: "onedevice", "mirrored" or "multiworker".
         splits: the data, a `data.load.Splits`.
         trainer: holds the compiled model and its strategy.
+        deterministic: the same bits in every run.
     """
 
     config: RunConfig
     strategy_name: str
     splits: load_lib.Splits
     trainer: Trainer
+    deterministic: bool = False
 
     @staticmethod
     def told_to_leave():
@@ -65,23 +66,37 @@ class Experiment:
             ValueError: if the folder belongs to another run, or a checkpoint to another model.
         """
         folder = self._open_folder(run_dir, resume)
-        trainer, config = self.trainer, self.config
+        trainer = self.trainer
         saved = self._saved_state(folder, resume)
         if saved is not None and trainer.is_chief:
             print(f"Going on from step {saved.step}, with {saved.path}.", flush=True)
-        every = config.log.every_steps or max(1, (self.splits.train.steps_per_epoch or 20) // 20)
-        callbacks, log = [], None
+        watching = observation.Observation(self, folder, saved)
+        watching.begin()
+        try:
+            history = self._fit(folder, saved, watching, verbose)
+        except BaseException as error:
+            watching.ended_by(error)
+            raise
+        save_model(trainer.model, folder.model, trainer.is_chief)
+        test = self.splits.test()
+        summary = self._summary(history, test)
+        watching.end(test, summary.get("test"))
         if trainer.is_chief:
-            tensorboard = folder.tensorboard if config.log.tensorboard else None
-            log = run_log.ScalarLog(folder.metrics, tensorboard, saved.step if saved else 0)
-            callbacks.append(run_log.RunLog(log, trainer.progress, every))
-        history = trainer.fit(
+            summary |= watching.summary()
+            checkpoint_lib.write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")
+        self.folder = folder
+        return summary
+
+    def _fit(self, folder, saved, watching, verbose):
+        """Train, as the configuration says; return the history."""
+        config = self.config
+        return self.trainer.fit(
             self.splits.train,
             epochs=config.train.epochs,
             steps_per_execution=config.train.steps_per_execution,
             validation_data=self.splits.validation if config.train.validate_every else None,
             validation_freq=config.train.validate_every or 1,
-            callbacks=callbacks,
+            callbacks=watching.callbacks,
             checkpoints=folder.checkpoints,
             save_every_steps=config.checkpoint.save_every_steps,
             save_every_seconds=config.checkpoint.save_every_seconds,
@@ -91,17 +106,10 @@ class Experiment:
             max_loss=config.train.max_loss or None,
             max_bad_steps=config.train.max_bad_steps,
             check_weights_every_steps=config.train.check_weights_every_steps,
+            measures=watching.measures,
+            profile=watching.profile,
             verbose=verbose,
         )
-        save_model(trainer.model, folder.model, trainer.is_chief)
-        summary = self._summary(history)
-        if trainer.is_chief:
-            if "test" in summary:
-                log.write("test", trainer.progress.step, summary["test"])
-            log.close()
-            checkpoint_lib.write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")
-        self.folder = folder
-        return summary
 
     def dry_run(self):
         """Build everything, take one step, and say what a run would be.
@@ -160,12 +168,11 @@ class Experiment:
             self.trainer.strategy, folder.checkpoints, self.trainer.is_chief, path
         )
 
-    def _summary(self, history):
+    def _summary(self, history, test):
         trainer = self.trainer
         at = trainer.progress
         last = {name: values[-1] for name, values in history.history.items()}
         validation = {k[len("val_") :]: v for k, v in last.items() if k.startswith("val_")}
-        test = self.splits.test()
         return {
             **({"test": trainer.evaluate(test)} if test is not None else {}),
             **({"validation": validation} if validation else {}),
@@ -207,6 +214,8 @@ def build(
     _check_counts(config)
     train = config.train
     health.Health(train.on_bad_loss, train.max_loss or None)  # refuses what does not fit
+    if config.log.profile_steps:
+        profile.Profile(config.log.profile_steps, "")  # likewise
     tf_strategy = strategy_lib.make_strategy(
         strategy,
         num_replicas,
@@ -226,7 +235,7 @@ def build(
     trainer = Trainer(model, reduction=reduction, jit_compile=config.train.jit_compile)
     splits.train.dataset(trainer.shard)  # refuses a batch smaller than the number of replicas
     prepare.build(model, splits.train.element_spec, tf_strategy)
-    return Experiment(config, strategy_name(tf_strategy), splits, trainer)
+    return Experiment(config, strategy_name(tf_strategy), splits, trainer, deterministic)
 
 
 def compiled_model(config, splits):
@@ -303,6 +312,9 @@ def _check_counts(config):
         "checkpoint.save_every_epochs": (config.checkpoint.save_every_epochs, 0),
         "checkpoint.keep_last": (config.checkpoint.keep_last, 1),
         "log.every_steps": (config.log.every_steps, 0),
+        "log.histograms_every_steps": (config.log.histograms_every_steps, 0),
+        "log.inputs": (config.log.inputs, 0),
+        "log.test_examples": (config.log.test_examples, 0),
     }
     for name, (value, least) in at_least.items():
         if value < least:

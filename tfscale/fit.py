@@ -37,6 +37,8 @@ def _main(argv):
     values = command_line.parse(argv, USAGE, _define_flags)
     if values is None:
         return 0
+    if values.profile_steps is not None:
+        values.config.log.profile_steps = values.profile_steps
     config_files.check_types(values.config)
     if values.show_config:
         print(config_files.config_to_json(values.config))
@@ -72,6 +74,12 @@ def _define_flags(values):
         ("list", "print the models there are and stop"),
     ):
         flags.DEFINE_bool(name, False, text, flag_values=values)
+    flags.DEFINE_string(
+        "profile_steps",
+        None,
+        "FIRST:LAST: record these steps for TensorBoard's profiler, as --config.log.profile_steps",
+        flag_values=values,
+    )
     command_line.define_supervision(values, max_restarts=3)
 
 
@@ -222,19 +230,42 @@ def _train(values, cluster):
 
 
 def _ending(summary, path):
-    """What a person wants to know at the end."""
+    """What a person wants to know at the end: one table, and where to look."""
+    splits = [name for name in ("train", "validation", "test") if summary.get(name)]
+    names = list(dict.fromkeys(name for split in splits for name in summary[split]))
+    rows = [["", *splits]]
+    for name in names:
+        rows.append([name, *(_number(summary[split].get(name)) for split in splits)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [""]
-    if "test" in summary:
-        scores = "  ".join(f"{name} {value:.4f}" for name, value in summary["test"].items())
-        lines.append(f"test    {scores}")
-    speed = summary["examples_per_second"]
-    lines.append(
-        f"steps   {summary['steps']} in {summary['wall_seconds']:.1f} s"
-        + (f", {speed:,.0f} examples/s" if speed else "")
-    )
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
+    lines.append("")
+    best = summary.get("best")
+    if best is not None and "validation" in summary:
+        place = f"at step {best['step']}, epoch {best['epoch']}"
+        lines.append(f"best    {best['name']} {best['value']:.4f} {place}")
+    speed, goodput = summary["examples_per_second"], summary.get("goodput")
+    text = f"steps   {summary['steps']} in {summary['wall_seconds']:.1f} s"
+    text += f", {speed:,.0f} examples/s" if speed else ""
+    lines.append(text + (f", goodput {100 * goodput:.0f} %" if goodput is not None else ""))
+    trouble = [f"{summary.get(n, 0)} {n.replace('_', ' ')}" for n in ("restarts", "bad_steps")]
+    if summary.get("restarts") or summary.get("bad_steps"):
+        lines.append(f"trouble {', '.join(trouble)}")
+    if "slowest_worker" in summary:
+        lines.append(f"workers {summary['slowest_worker']}")
     lines.append(f"run     {path}")
     lines.append(f"look    tensorboard --logdir {path.parent}")
+    lines.append(f"        python -m tfscale.report --run_dir={path}")
     return "\n".join(lines)
+
+
+def _number(value):
+    """A score in the table; one of several numbers, such as one a class, by its mean."""
+    if value is None:
+        return ""
+    return f"{sum(value) / len(value):.4f}" if isinstance(value, list) else f"{value:.4f}"
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ class RunFolder:
         self.path = pathlib.Path(path)
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.events = self.path / "events.jsonl"
+        self.pictures = self.path / "pictures"
         self.model = self.path / "model.keras"
         self.summary = self.path / "summary.json"
         self.tensorboard = self.path / "tensorboard"

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
+from tensorflow.python.framework import config as framework_config
 from tensorflow.python.ops import stateful_random_ops
 
 from tfscale.cluster import environment, ports, pulse, rendezvous
@@ -89,6 +90,11 @@ def set_seed(seed):
 def is_seeded():
     """Return whether TensorFlow has a seed; asking `tf.compat.v1.get_seed` would use one up."""
     return context.global_seed() is not None
+
+
+def is_deterministic():
+    """Return whether operations give the same bits in every run, or fail."""
+    return framework_config.is_op_determinism_enabled()
 
 
 def eager_draws():

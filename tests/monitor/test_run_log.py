@@ -2,11 +2,16 @@
 
 import json
 
+import made_runs
+import numpy as np
 import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tfscale.monitor import run_log
+from tfscale.monitor.event_file import EventFile
 from tfscale.monitor.run_log import RunLog, ScalarLog
+from tfscale.monitor.story import Story
 from tfscale.training.progress import Progress
 
 
@@ -30,7 +35,7 @@ def test_record_is_a_line_and_a_point(path, tmp_path):
     assert other == {"step": 3, "validation": {"loss": 0.75}}
     for kind, expected in (("train", 0.5), ("validation", 0.75)):
         events = EventAccumulator(str(tmp_path / "tensorboard" / kind)).Reload()
-        [event] = events.Tensors("loss")
+        [event] = events.Tensors("1 learning/loss")
         assert (event.step, float(tf.make_ndarray(event.tensor_proto))) == (3, expected)
 
 
@@ -129,3 +134,56 @@ def test_speed_and_rate_are_recorded_and_not_those_of_the_first_execution(path):
     [validation] = [record for record in lines(path) if "validation" in record]
     assert validation["validation"] == {"loss": 0.25}
     assert (validation["step"], validation["epoch"]) == (3, 0)
+
+
+class Measured:
+    """Stands where the loop's measures stand: the times of two workers, one of which is slow."""
+
+    def __init__(self):
+        self.taken = 0
+
+    def take(self):
+        self.taken += 1
+        return {"workers": made_runs.times(5, 12 + self.taken % 2), "gradient_norm": 2.0}
+
+    def take_histograms(self):
+        return {"weights/w": np.array([0.0, 1.0, *[2.0] * 30])}
+
+
+def test_measures_and_the_story_stand_beside_the_numbers(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_log, "_LOOK_SECONDS", 0)
+    log, story = ScalarLog(path, tmp_path / "tensorboard"), Story(tmp_path / "events.jsonl")
+    story.begin(0)
+    progress = Progress()
+    callback = RunLog(log, progress, 1, Measured(), story, update_bytes=100)
+    callback.on_epoch_begin(0)
+    for step in range(15):
+        progress.advance(1, 10, 0.02)
+        if step == 7:
+            bad = {"step": 7, "epoch": 0, "position": 6, "loss": "nan", "bad": "loss"}
+            callback.on_bad_step(bad | {"action": "skip", "examples": None})
+        callback.on_train_batch_end(step, {"loss": 0.5})
+    log.close()
+    story.close()
+    last = lines(path)[-1]
+    assert (last["gradient_norm"], last["bytes_sent"]) == (2.0, 1500)
+    assert (last["restarts"], last["bad_steps"]) == (0, 1)
+    assert last["seconds"]["wait"] == pytest.approx((12 + 1 - 5) / 2 / 1e3, rel=0.2)
+    told = [event["event"] for event in story.events]
+    assert told == ["begin", "bad step", "slow worker"]  # once, however long it is slow
+    assert story.events[-1]["worker"] == 1
+    worker = EventAccumulator(str(tmp_path / "tensorboard" / "worker-1")).Reload()
+    tag = "2 speed and health/slow worker, times the others"
+    assert float(tf.make_ndarray(worker.Tensors(tag)[-1].tensor_proto)) > 2
+    train_ = EventAccumulator(str(tmp_path / "tensorboard" / "train")).Reload()
+    assert tf.make_ndarray(train_.Tensors("5 weights/w")[0].tensor_proto).shape == (30, 3)
+
+
+def test_what_the_disk_refuses_ends_the_file_and_not_the_run(tmp_path, caplog):
+    events = EventFile(tmp_path)
+    events.scalars(1, {"x": 1.0})
+    events._writer.close()  # as a disk that is gone
+    for step in (2, 3):
+        events.scalars(step, {"x": 1.0})
+    events.close()
+    assert caplog.text.count("TensorBoard gets no more of") <= 1

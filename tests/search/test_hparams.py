@@ -89,7 +89,7 @@ def test_the_search_says_what_its_dimensions_are(tmp_path, trials):
         "sgd",
     ]
     names = [(m.name.group, m.name.tag) for m in data.experiment.metric_infos]
-    assert names == [("", "best_val_accuracy"), ("validation", "accuracy")]
+    assert names == [("", "best_val_accuracy"), ("validation", "1 learning/accuracy")]
 
 
 def test_nothing_is_written_twice_not_even_by_another_life(tmp_path, trials):

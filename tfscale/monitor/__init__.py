@@ -1,4 +1,5 @@
-"""What a run shows while it goes on; reads, never steers.
+"""What a person sees of a run: it reads, and never steers.
 
-`run_log` writes TensorBoard's event files and `metrics.jsonl`. Nothing is imported here.
+`run_log` writes the curves, `story` the events, `event_file` TensorBoard's files; `run_files` reads
+a run's folder again, for `tfscale.watch` and `tfscale.report`. Nothing is imported here.
 """

@@ -1,7 +1,8 @@
 """The curves of a run: TensorBoard's event files and `metrics.jsonl`, written by one process.
 
 Training and validation use the same names in two folders, so TensorBoard draws them into one
-chart. The numbers come with the callbacks; nothing is read from the device here.
+chart; each worker's own times have a folder a worker. The numbers come with the callbacks and
+with what the loop has measured; the norm of the weights alone is asked for here.
 """
 
 import json
@@ -10,7 +11,9 @@ import pathlib
 import time
 
 import keras
-import tensorflow as tf
+
+from tfscale.monitor import charts, story, workers
+from tfscale.monitor.event_file import EventFile
 
 
 class ScalarLog:
@@ -23,13 +26,18 @@ class ScalarLog:
         first_step: the step this life of the run begins after. Records of later steps, which
             an earlier life wrote after its last checkpoint, are taken out of the file, and so is
             its test at this step, which will be scored again.
+
+    Attributes:
+        seen: `seen_step` and `seen_time` of the last line that an earlier life has written, those
+            that are taken out included; {} where there is none.
     """
 
     def __init__(self, lines_path, tensorboard_dir=None, first_step=0):
         self._path = pathlib.Path(lines_path)
-        self._tensorboard_dir = tensorboard_dir
-        self._writers = {}
+        self._tensorboard_dir, self._first_step = tensorboard_dir, first_step
+        self._files = {}
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.seen = _last_sign(self._path)
         kept = _kept_lines(self._path, first_step)
         beside = self._path.with_name(self._path.name + ".writing")
         beside.write_text("".join(kept))
@@ -45,32 +53,44 @@ class ScalarLog:
             values: numbers by name.
             **facts: further fields of the line of JSON, such as the epoch.
         """
-        self.note(kind, step, values, **facts)
+        record = self.note(kind, step, values, **facts)
         if self._tensorboard_dir is None:
             return
-        if kind not in self._writers:
-            folder = str(pathlib.Path(self._tensorboard_dir) / kind)
-            self._writers[kind] = tf.summary.create_file_writer(folder)
-        with self._writers[kind].as_default(step=step):
-            for name, value in values.items():
-                if isinstance(value, list):  # a metric of several numbers, such as one a class
-                    for i, part in enumerate(value):
-                        tf.summary.scalar(f"{name}/{i}", part)
-                else:
-                    tf.summary.scalar(name, value)
-        self._writers[kind].flush()
+        for run, points in charts.curves(kind, record).items():
+            self.events(run).scalars(step, points)
+
+    def events(self, run):
+        """Return the `EventFile` of a run in TensorBoard, such as "train"; None without any."""
+        if self._tensorboard_dir is None:
+            return None
+        if run not in self._files:
+            folder = pathlib.Path(self._tensorboard_dir) / run
+            self._files[run] = EventFile(folder, self._first_step)
+        return self._files[run]
 
     def note(self, kind, step, values, **facts):
-        """Write one record as a line of JSON alone; arguments as for `write`."""
+        """Write one record as a line of JSON alone, and return it; arguments as for `write`."""
         record = {"step": step, **facts, "time": round(time.time(), 3), kind: values}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        return record
 
     def close(self):
         """Close the files."""
         self._file.close()
-        for writer in self._writers.values():
-            writer.close()
+        for file in self._files.values():
+            file.close()
+
+
+def _last_sign(path):
+    """Where an earlier life was last, and when."""
+    records = story.read(path)
+    if not records:
+        return {}
+    return {
+        "seen_step": max(record["step"] for record in records),
+        "seen_time": max(record.get("time", 0) for record in records),
+    }
 
 
 def _kept_lines(path, first_step):
@@ -98,12 +118,18 @@ class RunLog(keras.callbacks.Callback):
         progress: the trainer's `Progress`, for step, speed and learning rate.
         every_steps: a record of training is written at each multiple of so many steps, or at
             the first look of the host at the device after it, and at the end of an epoch.
+        measures: the loop's `Measures` of the steps, for norms, histograms and where the time
+            goes; None for none.
+        story: the run's `Story`, for goodput, restarts and bad steps; None for none.
+        update_bytes: what a replica sends for one update.
     """
 
-    def __init__(self, log, progress, every_steps):
+    def __init__(self, log, progress, every_steps, measures=None, story=None, update_bytes=0):
         super().__init__()
         self._log, self._progress, self._every_steps = log, progress, every_steps
+        self._measures, self._story, self._update_bytes = measures, story, update_bytes
         self._last_step = progress.step
+        self._measured, self._told = [], None  # of each worker; the slow one last told of
 
     def on_epoch_begin(self, epoch, logs=None):
         self._last_step = self._progress.step
@@ -125,6 +151,9 @@ class RunLog(keras.callbacks.Callback):
         known = ("step", "epoch")
         values = {name: value for name, value in event.items() if name not in known}
         self._log.note("bad_step", event["step"], values, epoch=event["epoch"])
+        if self._story is not None:
+            told = {name: event[name] for name in ("loss", "bad", "action", "examples")}
+            self._story.tell("bad step", event["step"], epoch=event["epoch"], **told)
 
     def _write_training(self, logs):
         at = self._progress
@@ -133,4 +162,50 @@ class RunLog(keras.callbacks.Callback):
         if at.step_seconds:
             values["step_seconds"] = at.step_seconds
             values["examples_per_second"] = at.examples_per_second
-        self._log.write("train", at.step, values, epoch=at.epoch)
+        self._log.write("train", at.step, values, epoch=at.epoch, **self._facts())
+
+    def _facts(self):
+        """What is known beside the numbers of the model."""
+        at, found = self._progress, {}
+        if self._measures is not None:
+            found = self._measures.take()
+            if "workers" in found and at.step_seconds:
+                found["seconds"] = workers.split(found["workers"], at.step_seconds)
+                self._look_for_slow(found["workers"])
+            self._draw_histograms()
+        if self._update_bytes:
+            found["bytes_sent"] = self._update_bytes * at.step
+        if self._story is not None:
+            found["goodput"] = round(self._story.goodput(at.timed_seconds), 4)
+            found["restarts"] = self._story.restarts
+            found["bad_steps"] = self._story.count("bad step")
+        return found
+
+    def _look_for_slow(self, times):
+        """Tell, once for each worker, of one that the others have waited for in this life."""
+        now = time.monotonic()
+        self._measured = [*self._measured[1 - _REMEMBERED :], (now, times)]
+        enough = (
+            n
+            for n in range(_LOOK_BACK, len(self._measured) + 1)
+            if now - self._measured[-n][0] >= _LOOK_SECONDS
+        )
+        recent = next(enough, None)
+        if self._story is None or recent is None:
+            return
+        found = workers.slowest([one for _, one in self._measured], last=recent)
+        if found and found.is_slow and found.worker != self._told:
+            self._told = found.worker
+            self._story.tell(
+                "slow worker", self._progress.step, worker=found.worker, text=found.words()
+            )
+
+    def _draw_histograms(self):
+        events = self._log.events("train")
+        for name, (low, high, *counts) in self._measures.take_histograms().items():
+            if events is not None:
+                events.histogram(self._progress.step, f"5 {name}", low, high, counts)
+
+
+_LOOK_BACK, _LOOK_SECONDS = 10, 10  # records and time after which a worker is called slow
+_REMEMBERED = 200  # records in which a worker's own best is looked for

@@ -11,6 +11,7 @@ import math
 import pathlib
 import time
 
+from tfscale.monitor import charts
 from tfscale.search import table, trials
 
 # TensorBoard reads a folder's files in the order of their names.
@@ -70,7 +71,9 @@ class HParams:
         watched = [
             messages.Metric(f"best_{objective}", display_name=f"best {objective}"),
             messages.Metric(
-                objective.removeprefix("val_"), group=group, display_name=f"last {objective}"
+                charts.tag(objective.removeprefix("val_")),
+                group=group,
+                display_name=f"last {objective}",
             ),
         ]
         return messages.hparams_config_pb(dimensions, watched, self._facts.began)

@@ -7,7 +7,9 @@ import keras
 
 from tfscale.data.batches import Batches
 from tfscale.training.health import Health
+from tfscale.training.measures import Measures
 from tfscale.training.pace import Pace
+from tfscale.training.profile import Profile
 from tfscale.training.saver import Saver
 
 
@@ -36,6 +38,8 @@ class FitRun:
         restore_random: puts back the random states of an earlier life, once; or None.
         epoch_is_begun: callbacks have been told of the epoch to go on within.
         given: the data as the caller gave them, or None; the next call may get the same object.
+        measures: collects what is measured of the steps; None to measure nothing.
+        profile: records single steps for TensorBoard's profiler; None for none.
     """
 
     data: Batches
@@ -58,6 +62,8 @@ class FitRun:
     restore_random: Callable | None = None
     epoch_is_begun: bool = False
     given: object = None
+    measures: Measures | None = None
+    profile: Profile | None = None
 
     def __post_init__(self):
         self.steps_per_epoch = self.data.steps_per_epoch
@@ -138,7 +144,9 @@ class FitRun:
         k, steps = most or self.pace.steps, self.steps_in_epoch(at)
         if steps is not None:
             k = min(k, steps - at.position)
-        limits = self.saver.steps_until_due(at.step), self.health.steps_until_due(at)
+        limits = [self.saver.steps_until_due(at.step), self.health.steps_until_due(at)]
+        if self.profile is not None:
+            limits.append(self.profile.steps_until_due(at.step))
         return min(k, *(limit or k for limit in limits))
 
     def mean_reports(self, reports, examples):

@@ -64,6 +64,11 @@ class Fits:
             self._tell(saved, gives_same_again)
         return saver, saved
 
+    @property
+    def place(self):
+        """The folder of the call that was opened last."""
+        return self.folder / str(self.number)
+
     def _open(self, number, save_every):
         folder = self.folder / str(number) / "checkpoints"
         checkpoints = checkpoint_lib.Checkpoints(folder, self._keep_last)

@@ -10,10 +10,11 @@ import functools
 import tensorflow as tf
 
 from tfscale.data import elements
-from tfscale.training import bad_steps, own_step, saving, state, weight_sums
+from tfscale.training import bad_steps, own_step, probe, saving, state, weight_sums
 from tfscale.training import step as step_lib
 
 NUM_VOTES = 4  # of the host, in every execution
+NUM_ASKED = 3  # what is to be measured, and how long this worker's host took before
 
 
 class Functions:
@@ -55,6 +56,8 @@ class Functions:
         self.read_state = plain(lambda: state.read(model))
         self.average_statistics = plain(lambda: saving.average_statistics(model))
         self.weight_sums = plain(lambda: weight_sums.sums(model, strategy))
+        self.weight_histograms = plain(lambda: [probe.histogram(w) for w in self._weights()])
+        self.gradient_paths = ()  # of the variables that the histograms of gradients are of
 
     def prepare(self, spec, training=True):
         """Trace one step on batches of a spec, to learn what a step of the user's own reports."""
@@ -70,24 +73,40 @@ class Functions:
             graph = self._trace_once(spec, True)
             self._components = bad_steps.components_of(self._model, self._strategy, graph)
 
-    def _trace_once(self, spec, training):
-        once = tf.function(lambda s, n: self._run(s, n, training)[0], autograph=False)
+    def prepare_histograms(self, spec):
+        """Find the variables that have gradients, in a step on batches of a spec."""
+        if not self.gradient_paths:
+            self._trace_once(spec, True, is_watched=True)
+
+    def weight_paths(self):
+        """Return the paths of the variables whose norm and histograms there are."""
+        return [v.path for v in self._model.trainable_variables if _is_floating(v)]
+
+    def _trace_once(self, spec, training, is_watched=False):
+        def step(share, count):
+            watched = None
+            if is_watched:
+                watched = probe.Step(tf.constant(False))
+                watched.begin()
+                watched.has(share)
+            return self._run(share, count, training, watched)[0]
+
+        once = tf.function(step, autograph=False)
         return once.get_concrete_function(spec, tf.TensorSpec([], tf.int32)).graph
 
-    def most_steps(self, iterator, open_ended, bounds=None):
+    def most_steps(self, iterator, **options):
         """Return how many steps one execution may take; None for any number.
 
         Args:
             iterator: as for `train_steps`, which is traced for it, once.
-            open_ended: the same.
-            bounds: the same.
+            **options: the same as for `train_steps`.
         """
         trace = getattr(self.train_steps, "get_concrete_function", None)
         if trace is None or self._strategy.num_replicas_in_sync == 1:
             return None
         if not self._is_traced:
             votes = tf.zeros([NUM_VOTES], tf.int64)
-            trace(iterator, tf.constant(1), votes, open_ended=open_ended, bounds=bounds)
+            trace(iterator, tf.constant(1), votes, **options)
             self._is_traced = True
         return 1 if self._reduction.gathers_rows else None
 
@@ -96,7 +115,9 @@ class Functions:
         step = self._steps[training]
         return step.in_order(logs) if isinstance(step, own_step.OwnStep) else logs
 
-    def _train_steps(self, iterator, num_steps, votes, open_ended=False, bounds=None):
+    def _train_steps(
+        self, iterator, num_steps, votes, open_ended=False, bounds=None, asked=None, draws=False
+    ):
         """Take `num_steps` steps, or fewer where open-ended data end or a step is bad before.
 
         Args:
@@ -105,6 +126,10 @@ class Functions:
             votes: an int64 vector that is summed over all workers.
             open_ended: the data may end at any step, a Python bool.
             bounds: the `bad_steps.Bounds` that a good step keeps; None to look at no step.
+            asked: to measure the steps, an int64 vector of `NUM_ASKED`: whether the gradients of
+                the last one are due, whether their histograms are, and the nanoseconds that this
+                worker's host took since the steps before. None to measure nothing.
+            draws: histograms may be due, a Python bool.
 
         Returns:
             A dict: the `metrics` by name, the `reports` of the steps by name (sums over
@@ -112,16 +137,34 @@ class Functions:
             of the next step, and the sum of `votes`, where two more entries stand for the
             fingerprint of the data and its square. With bounds also what was `bad` about the
             last step, 0 for nothing, and its `loss`; a bad one counts among the steps, but not
-            in examples and reports.
+            in examples and reports. With `asked` also the `gradient_norm` of the last step (0
+            where it is not due) and the `weight_norm` after it (then NaN); `workers`, int64 of
+            shape (workers, 4): nanoseconds that each waited for batches, from there to gradients,
+            from there to their sums, and on its host; and the `histograms`.
         """
-        taken = self._loop(iterator, num_steps, True, open_ended, bounds)
+        taken = self._loop(iterator, num_steps, True, open_ended, bounds, None, asked, draws)
+        workers = []
+        if asked is not None:
+            taken["weight_norm"] = tf.cond(
+                asked[0] > 0,
+                lambda: tf.sqrt(probe.squares(self._weights())),
+                lambda: tf.constant(float("nan")),
+            )
+            measured = taken.pop("measured")
+            taken["gradient_norm"] = measured[3]
+            mine = tf.concat([tf.cast(measured[:3] * 1e9, tf.int64), asked[2:]], 0)
+            place = tf.one_hot(self._shard.worker, self._shard.num_workers, dtype=tf.int64)
+            workers = [tf.reshape(place[:, None] * mine, [-1])]
         print_ = taken.pop("fingerprint", tf.constant(0, tf.int64)) % 2**20
         rate = getattr(getattr(self._model, "optimizer", None), "learning_rate", 0.0)
+        votes = self._agree(tf.concat([votes, [print_, print_ * print_], *workers], 0))
+        if workers:
+            taken["workers"] = tf.reshape(votes[NUM_VOTES + 2 :], [-1, 4])
         return {
             **taken,
             "metrics": self._metrics(True),
             "learning_rate": tf.convert_to_tensor(rate),
-            "votes": self._agree(tf.concat([votes, [print_, print_ * print_]], 0)),
+            "votes": votes[: NUM_VOTES + 2],
         }
 
     def _test_steps(self, iterator, num_steps, sums, open_ended=False):
@@ -148,7 +191,17 @@ class Functions:
         own = isinstance(step, own_step.OwnStep)
         return step.metrics() if own else self._model.get_metrics_result()
 
-    def _loop(self, iterator, num_steps, training, open_ended, bounds=None, reports=None):
+    def _loop(
+        self,
+        iterator,
+        num_steps,
+        training,
+        open_ended,
+        bounds=None,
+        reports=None,
+        asked=None,
+        draws=False,
+    ):
         """Take steps in the graph, up to the first bad one; reports go on from earlier ones."""
         names = self._report_names[training]
         # Each loop variable costs in every step, so they are there only if needed.
@@ -159,13 +212,25 @@ class Functions:
             totals["fingerprint"] = tf.constant(0, tf.int64)
         if bounds is not None:
             totals |= {"bad": tf.constant(0), "loss": tf.constant(0.0)}
+        if asked is not None:
+            totals |= self._nothing_measured(draws)
+            last = [tf.where(due > 0, num_steps - 1, -1) for due in tf.unstack(asked[:2])]
 
-        def add(element, totals):
+        def watch(step):
+            if asked is None:
+                return None
+            measured = probe.Step(step == last[0], step == last[1] if draws else None)
+            measured.begin()
+            return measured
+
+        def add(element, totals, watched):
             share, count = elements.with_count(element)
+            if watched is not None:
+                watched.has(share)
             if bounds is None:
-                report, verdict = self._run(share, count, training)[0], {}
+                report, verdict = self._run(share, count, training, watched)[0], {}
             else:
-                report, verdict = self._run_judged(share, count, bounds)
+                report, verdict = self._run_judged(share, count, bounds, watched)
             examples = tf.cast(count, tf.int64)
             added = {"examples": totals["examples"] + examples}
             if names:
@@ -176,6 +241,9 @@ class Functions:
                 added = {n: tf.where(is_bad, totals[n], value) for n, value in added.items()}
             if "fingerprint" in totals:
                 added["fingerprint"] = totals["fingerprint"] + elements.fingerprint_of(element)
+            if watched is not None:
+                added |= watched.results
+                added["measured"] += totals["measured"]
             return added | verdict
 
         def goes_on(step, totals):
@@ -183,13 +251,15 @@ class Functions:
             return more if bounds is None else more & (totals["bad"] == 0)
 
         def take(step, totals):
-            return step + 1, add(next(iterator), totals)
+            watched = watch(step)
+            return step + 1, add(next(iterator), totals, watched)
 
         def take_if_any(step, more, totals):
+            watched = watch(step)
             optional = iterator.get_next_as_optional()
             return tf.cond(
                 optional.has_value(),
-                lambda: (step + 1, True, add(optional.get_value(), totals)),
+                lambda: (step + 1, True, add(optional.get_value(), totals, watched)),
                 lambda: (step, False, totals),
             )
 
@@ -204,14 +274,27 @@ class Functions:
         values = tf.unstack(totals["reports"]) if names else []
         return {**totals, "steps": steps, "reports": dict(zip(names, values, strict=True))}
 
-    def _run_judged(self, share, global_count, bounds):
+    def _nothing_measured(self, draws):
+        """What has been measured before the first step."""
+        found = {"measured": tf.zeros([4], tf.float64)}
+        if draws:
+            found["histograms"] = tf.zeros([len(self.gradient_paths), probe.BINS + 2], tf.float64)
+        return found
+
+    def _weights(self):
+        """The weights that are trained and hold numbers of floating point, on this worker."""
+        local = self._strategy.experimental_local_results
+        trained = [v.value for v in self._model.trainable_variables if _is_floating(v)]
+        return [tf.convert_to_tensor(local(v)[0]) for v in trained]
+
+    def _run_judged(self, share, global_count, bounds, watched=None):
         """Take one step, and undo it where that is asked for and it was bad.
 
         Returns:
             The vector of its reports, and a dict of what was `bad`, and the `loss`.
         """
         held = bad_steps.hold(self._components) if bounds.undoes else None
-        values, names = self._run(share, global_count, True, judged=True)
+        values, names = self._run(share, global_count, True, watched, judged=True)
         own = len(self._report_names[True])
         by_name = list(zip(names, tf.unstack(values), strict=True))
         bad, loss = bad_steps.judge(dict(by_name[:own]), dict(by_name[own:]), bounds)
@@ -219,25 +302,34 @@ class Functions:
             bad_steps.undo_if(bad, self._components, held)
         return values[:own], {"bad": bad, "loss": loss}
 
-    def _run(self, share, global_count, training, judged=False):
+    def _run(self, share, global_count, training, watched=None, judged=False):
         """Run one step on all replicas; return a vector of its reports, and their names.
 
-        Where it is `judged`, what that needs follows behind the reports.
+        Where it is `judged`, what that needs follows behind the reports. The `probe.Step`, if
+        there is one, gets what the replicas measured.
         """
         names, step, num_own = [], self._steps[training], []
 
         def replica(share, global_count):
             before = bad_steps.losses_before(self._model) if judged else None
-            report = step(*self._cut(share, global_count))
+            measured = watched and watched.on_replica()
+            with probe.measuring(measured):
+                report = step(*self._cut(share, global_count))
             num_own[:] = [len(report)]
             if judged:
                 report = {**report, **bad_steps.numbers_after(self._model, before)}
             names[:] = report
-            return tf.stack([report[name] for name in names]) if names else tf.zeros([0])
+            stacked = tf.stack([report[name] for name in names]) if names else tf.zeros([0])
+            if not watched:
+                return stacked, {}
+            self.gradient_paths = tuple(measured.paths)
+            return stacked, measured.results()
 
         own = isinstance(step, own_step.OwnStep)
         with step.watched() if own else contextlib.nullcontext():
-            report = self._strategy.run(replica, args=(share, global_count))
+            report, found = self._strategy.run(replica, args=(share, global_count))
+        if watched:
+            watched.end(self._strategy.experimental_local_results(found))
         # With nothing to report there is nothing to sum: no collective in the step.
         report = self._strategy.reduce("SUM", report, axis=None) if names else tf.zeros([0])
         self._report_names[training] = tuple(names[: num_own[0]])
@@ -265,3 +357,7 @@ class Functions:
     def _cut(self, share, global_count):
         replicas = self._shard.replicas_per_worker
         return step_lib.cut_share(share, global_count, replicas, self._reduction)
+
+
+def _is_floating(variable):
+    return tf.as_dtype(variable.dtype).is_floating

@@ -8,7 +8,7 @@ import keras
 
 from tfscale.cluster import pulse
 from tfscale.training import callbacks as callbacks_lib
-from tfscale.training import fit_run, fits, keras_data, loop, pace, prepare, saving
+from tfscale.training import fit_log, fit_run, fits, keras_data, loop, pace, prepare, saving
 from tfscale.training import health as health_lib
 from tfscale.training import reduction as reduction_lib
 from tfscale.training import saver as saver_lib
@@ -89,9 +89,10 @@ def _fit(
     own = _loop_of(model)
     own.prepare(data.element_spec, "train")
     watched = own.is_true_somewhere(callbacks_lib.watches_batches(callbacks))
-    saver, saved = saver_lib.Saver(), None
+    saver, saved, place = saver_lib.Saver(), None, None
     if fits.of_script() is not None and not saving.rank_beside_others(own.strategy):
         saver, saved = fits.of_script().next(model, own.strategy, data.gives_same_again)
+        place = fits.of_script().place if saver.saves else None
     health = health_lib.Health(**_health)
     health.check(saver, data)
     run = fit_run.FitRun(
@@ -116,7 +117,8 @@ def _fit(
     own.progress.start(initial_epoch, data.first_step(initial_epoch) or 0)
     if own.is_chief and verbose and own.shard.num_workers > 1:
         print(keras_data.describe(data, own.shard), flush=True)
-    return own.fit(run, saved)
+    with fit_log.kept(run, own, place, saved):
+        return own.fit(run, saved)
 
 
 def _own_evaluate(own, validation_data, batch_size, steps):

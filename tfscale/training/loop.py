@@ -17,6 +17,7 @@ from tfscale.cluster import pulse
 from tfscale.data import elements
 from tfscale.training import callbacks as callbacks_lib
 from tfscale.training import fit_run, fits, pace, preemption, run_state, scorer, weight_sums
+from tfscale.training import functions as functions_lib
 from tfscale.training import health as health_lib
 
 
@@ -47,6 +48,8 @@ class Loop(scorer.Scorer):
                     self._end(run)
         finally:
             self._is_training = False
+            if run.profile is not None:
+                run.profile.end()
         pulse.beat(self.progress.step, "idle")
         return run.history
 
@@ -68,6 +71,9 @@ class Loop(scorer.Scorer):
         self._go_on_from_backup(run, saved is not None)
         if run.health.bounds is not None and run.health.bounds.undoes:
             self._functions.prepare_undo(run.data.element_spec)
+        if run.measures is not None:
+            devices = self.strategy.extended.worker_devices
+            run.measures.begin(self._functions, run.data.element_spec, devices)
         folder = run.saver.checkpoints and run.saver.checkpoints.directory
         if run.health.needs_checkpoint and (saved is None or saved.path.parent != folder):
             self._save(run)
@@ -120,7 +126,8 @@ class Loop(scorer.Scorer):
         run = fit_run.FitRun(data, epochs=1, pace=pace.Pace(1))
         with self.strategy.scope():
             self._functions.reset_metrics()
-            logs = self._take_steps(run, run.iterator(self.shard, self.progress), 1)[2]
+            iterator = run.iterator(self.shard, self.progress)
+            logs = self._take_steps(run, iterator, 1, self._options(run))[2]
         self._beat_end()
         return logs
 
@@ -137,12 +144,15 @@ class Loop(scorer.Scorer):
         logs = self._logs(self._functions.metrics(True)) if at.position else {}
         taken, k, code, ended = 0, 0, 0, False
         stops = self.is_true_somewhere(self.model.stop_training)  # before a step, as Keras may
+        options = self._options(run)
         while at.position != run.steps_in_epoch(at) and not run.stopped:
-            most = self._functions.most_steps(iterator, run.is_open_ended, run.health.bounds)
+            if run.profile is not None:
+                run.profile.at(at.step)
+            most = self._functions.most_steps(iterator, **options)
             k = run.next_steps(at, 1 if stops else most)
             run.callbacks.on_train_batch_begin(at.position)
             began = time.perf_counter()
-            taken, examples, chosen, votes = self._take_steps(run, iterator, k)
+            taken, examples, chosen, votes = self._take_steps(run, iterator, k, options)
             if run.health.goes_back:
                 self._go_back(run)
                 return
@@ -157,6 +167,8 @@ class Loop(scorer.Scorer):
                 run.pace.measured(votes[1])
                 run.saver.hear(votes[2])
                 run.callbacks.on_train_batch_end(at.position - 1, logs)
+                if run.measures is not None:
+                    run.measures.host_is_done()
             ended = taken < k and not run.health.is_bad
             if ended:
                 break
@@ -195,8 +207,20 @@ class Loop(scorer.Scorer):
             print(f"tfscale: saved at step {self.progress.step}, and leaves.", flush=True)
         raise preemption.Leaving(code)
 
-    def _take_steps(self, run, iterator, k):
+    @staticmethod
+    def _options(run):
+        """What the graph of a run's steps is made with."""
+        options = {"open_ended": run.is_open_ended, "bounds": run.health.bounds}
+        if run.measures is not None:
+            nothing = tf.zeros([functions_lib.NUM_ASKED], tf.int64)
+            options |= {"asked": nothing, "draws": run.measures.draws}
+        return options
+
+    def _take_steps(self, run, iterator, k, options):
         """Run k steps and read everything the host needs, once."""
+        if run.measures is not None:
+            asked = run.measures.asked(self.progress, k, run.steps_in_epoch(self.progress))
+            options = options | {"asked": tf.constant(asked, tf.int64)}
         mine = [int(bool(self.model.stop_training)), 0, 0, preemption.vote()]
         if self.is_chief:
             mine[1:3] = run.pace.choose(self.progress.step_seconds), run.saver.vote()
@@ -205,8 +229,7 @@ class Loop(scorer.Scorer):
             iterator,
             tf.constant(0 if left_out else k, tf.int32),
             tf.constant(mine, tf.int64),
-            open_ended=run.is_open_ended,
-            bounds=run.health.bounds,
+            **options,
         )
         # Where steps run eagerly, Keras 3.13 gives metrics as Python's numbers.
         results = tf.nest.map_structure(lambda t: t.numpy() if tf.is_tensor(t) else t, results)
@@ -214,6 +237,8 @@ class Loop(scorer.Scorer):
         if self.shard.num_workers * squares != fingerprints**2:
             elements.refuse_other_batches(run.data, self.shard, self.progress.epoch)
         examples, steps = int(results["examples"]), int(results["steps"]) + left_out
+        if run.measures is not None:
+            run.measures.add(results, int(results["steps"]))
         if run.health.bounds is not None:
             self._look_at_last(run, steps, results)
         self.progress.learning_rate = float(results["learning_rate"])

@@ -1,6 +1,8 @@
-"""Where a run is, and lines that say so where there is no terminal for a bar."""
+"""Where a run is, and what says so to a person: a bar on a terminal, lines elsewhere."""
 
 import dataclasses
+import shutil
+import sys
 import time
 
 import keras
@@ -98,23 +100,82 @@ class Lines(keras.callbacks.Callback):
     def __init__(self, progress, every_seconds=15):
         super().__init__()
         self._progress, self._every_seconds = progress, every_seconds
-        self._began = self._last = time.monotonic()
+        self._began = self._last = self._first = time.monotonic()
+        self._first_step = None
 
     def on_epoch_begin(self, epoch, logs=None):
         self._began = self._last = time.monotonic()
 
     def on_train_batch_end(self, batch, logs=None):
         now = time.monotonic()
+        if self._first_step is None:  # what comes before, such as tracing, comes once
+            self._first, self._first_step = now, self._progress.step
         if now - self._last >= self._every_seconds:
             self._last = now
-            self._print(f"step {batch + 1}/{self.params['steps'] or '?'}", logs)
+            left = self._left(batch + 1)
+            self._print(f"step {batch + 1}/{self.params['steps'] or '?'}", logs, left)
 
     def on_epoch_end(self, epoch, logs=None):
-        self._print(f"{time.monotonic() - self._began:.1f} s", logs)
+        left = self._left(self.params["steps"] or 0) if self.params["steps"] else ""
+        self._print(f"{time.monotonic() - self._began:.1f} s", logs, left)
 
-    def _print(self, where, logs):
+    def _left(self, position):
+        """How long the run still takes at the pace of this life so far; "" where nobody knows."""
+        at, steps, epochs = self._progress, self.params["steps"], self.params["epochs"]
+        taken = at.step - (at.step if self._first_step is None else self._first_step)
+        left = (epochs - at.epoch) * steps - position if steps else 0
+        if taken <= 0 or left <= 0:
+            return ""
+        return f"  {_clock((time.monotonic() - self._first) / taken * left)} left"
+
+    def _print(self, where, logs, left=""):
+        print(self._line(where, logs, left), flush=True)
+
+    def _line(self, where, logs, left):
         at = self._progress
         numbers = {n: v for n, v in (logs or {}).items() if not isinstance(v, list)}
         values = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         speed = f"  {at.examples_per_second:,.0f} examples/s" if at.examples_per_second else ""
-        print(f"epoch {at.epoch + 1}/{self.params['epochs']}  {where}{speed}  {values}", flush=True)
+        return f"epoch {at.epoch + 1}/{self.params['epochs']}  {where}{speed}{left}  {values}"
+
+
+class Bar(Lines):
+    """The same on a terminal: a line that is drawn again in its place, and stays for each epoch.
+
+    Args:
+        progress: the trainer's `Progress`.
+        stream: the terminal.
+    """
+
+    def __init__(self, progress, stream=None):
+        super().__init__(progress, _REDRAWN_SECONDS)
+        self._stream, self._drawn = stream or sys.stdout, ""
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        self._stream.write("\n")
+        self._stream.flush()
+
+    def on_train_batch_end(self, batch, logs=None):
+        steps = self.params["steps"]
+        done = int(_BAR * min((batch + 1) / steps, 1)) if steps else 0
+        self._drawn = f"{'█' * done}{'░' * (_BAR - done)} " if steps else ""
+        super().on_train_batch_end(batch, logs)
+        self._drawn = ""
+
+    def _print(self, where, logs, left=""):
+        line = self._drawn + self._line(where, logs, left)
+        width = shutil.get_terminal_size().columns - 1
+        self._stream.write(f"\r\x1b[K{line[:width]}")
+        self._stream.flush()
+
+
+_BAR = 20  # characters
+_REDRAWN_SECONDS = 0.2
+
+
+def _clock(seconds):
+    """A length of time, such as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfscale.names import check_known
-from tfscale.training import accumulation
+from tfscale.training import accumulation, probe
 from tfscale.training import share as share_lib
 
 _keras_apply = keras.optimizers.Optimizer.apply
@@ -108,12 +108,16 @@ def _apply_after_reduction(keras_apply):
     @functools.wraps(keras_apply)
     def apply(self, gradients, trainable_variables=None):
         share = share_lib.current_share()
-        if share is None:
+        if share is None and probe.current() is None:
             return keras_apply(self, gradients, trainable_variables)
+        variables = trainable_variables or self._trainable_variables
+        if share is None:
+            gradients = probe.around(None, self, gradients, variables)
+            with probe.measuring(None):
+                return keras_apply(self, gradients, trainable_variables)
         if not share.loss_is_weighted:
             gradients = [_times(gradient, share.weight()) for gradient in gradients]
         gradients = [_rows_once(gradient, share) for gradient in gradients]
-        variables = trainable_variables or self._trainable_variables
         for gradient, variable in zip(gradients, variables, strict=True):
             if isinstance(gradient, tf.Tensor):
                 gradient.set_shape(variable.shape)  # TensorFlow packs no unknown shapes
@@ -123,8 +127,8 @@ def _apply_after_reduction(keras_apply):
             if isinstance(self, keras.optimizers.LossScaleOptimizer):
                 gradients = accumulation.agree_on_finite(gradients)
         else:
-            gradients = share.reduction.reduce(gradients)
-        with _marked(accumulation.leaves(self), reduction):
+            gradients = probe.around(share.reduction.reduce, self, gradients, variables)
+        with _marked(accumulation.leaves(self), reduction), probe.measuring(None):
             return keras_apply(self, gradients, trainable_variables)
 
     return apply

@@ -10,7 +10,7 @@ import keras
 
 from tfscale.data import accept
 from tfscale.training import callbacks as callbacks_lib
-from tfscale.training import fit_run, fits, health, loop, pace, prepare, progress, saver
+from tfscale.training import fit_log, fit_run, fits, health, loop, pace, prepare, progress, saver
 from tfscale.training import reduction as reduction_lib
 
 
@@ -79,6 +79,8 @@ class Trainer:
         max_loss=None,
         max_bad_steps=3,
         check_weights_every_steps=0,
+        measures=None,
+        profile=None,
         verbose="auto",
     ):
         """Train the model.
@@ -118,6 +120,9 @@ class Trainer:
             max_bad_steps: bad steps that a run may have, over all its lives; the next ends it.
             check_weights_every_steps: steps between two comparisons of all replicas' weights,
                 which are compared before each checkpoint, too; 0 for none.
+            measures: a `measures.Measures`, which then collects where each worker's time goes and
+                how long gradients are, the same on all workers; None to measure nothing.
+            profile: a `profile.Profile` of this worker, with the same steps on all; None for none.
             verbose: 0 for silence; 1 for a bar; 2 for lines; "auto" for a bar on a terminal and
                 lines elsewhere. The chief alone speaks.
 
@@ -154,13 +159,14 @@ class Trainer:
             "save_every_epochs": save_every_epochs,
         }
         own_saver = saver.Saver(checkpoints, **save_every)
-        numbered = self._fits or fits.of_script()
+        numbered, place = self._fits or fits.of_script(), None
         if numbered is not None and checkpoints is None:
             own = save_every if any(save_every.values()) else {}
             own_saver, saved = numbered.next(
                 self.model, self.strategy, data.gives_same_again, **own
             )
             resume_from = saved or resume_from
+            place = numbered.place if own_saver.saves else None
         own_health.check(own_saver, data)
         run = fit_run.FitRun(
             data=data,
@@ -170,13 +176,16 @@ class Trainer:
             epochs=epochs,
             saver=own_saver,
             pace=pace.Pace(steps_per_execution),
+            measures=measures,
+            profile=profile,
             first_epoch=initial_epoch,
             is_watched=self._loop.is_true_somewhere(callbacks_lib.watches_batches(callbacks)),
         )
         self.progress.start(initial_epoch, data.first_step(initial_epoch) or 0)
         with callbacks_lib.given_back(callbacks):
             run.callbacks = self._callback_list(callbacks, run, verbose)
-            return self._loop.fit(run, resume_from)
+            with fit_log.kept(run, self._loop, place, resume_from):
+                return self._loop.fit(run, resume_from)
 
     def evaluate(
         self, x, y=None, *, sample_weight=None, global_batch_size=32, steps_per_epoch=None
@@ -245,12 +254,12 @@ class Trainer:
         if not self.is_chief:
             verbose = 0
         callbacks = callbacks_lib.prepare(callbacks, self.strategy, self.is_chief)
-        if verbose == 2:
-            callbacks.append(progress.Lines(self.progress))
+        shown = {1: progress.Bar, 2: progress.Lines}.get(verbose)
+        if shown is not None:
+            callbacks.append(shown(self.progress))
         return keras.callbacks.CallbackList(
             callbacks,
             add_history=True,
-            add_progbar=verbose == 1,
             model=self.model,
             verbose=verbose,
             epochs=run.epochs,

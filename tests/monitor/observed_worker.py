@@ -1,0 +1,41 @@
+"""A worker of two: trains without and with measures, the second time with a slow worker 1."""
+
+import sys
+import time
+
+from tfscale.strategy import make_strategy, shard_of
+
+strategy = make_strategy("multiworker")
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+
+from tfscale import models  # noqa: E402
+from tfscale.testing import collect  # noqa: E402
+from tfscale.training.trainer import Trainer  # noqa: E402
+
+rank = shard_of(strategy).worker
+x = np.random.default_rng(0).random((320, 8, 8, 1), dtype="float32")
+y = np.random.default_rng(1).integers(0, 10, len(x))
+
+
+class Busy(keras.callbacks.Callback):
+    """Keeps the host of worker 1 between two executions."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if rank == 1:
+            time.sleep(0.1)
+
+
+def weights(run_dir, callbacks):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model = models.build("convnet", (8, 8, 1), 10, filters=(4,), dropout=0.2)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(1e-3, global_clipnorm=0.5), loss)
+    options = {"global_batch_size": 16, "epochs": 2, "steps_per_execution": 2, "verbose": 0}
+    Trainer(model, run_dir=run_dir).fit(x, y, callbacks=callbacks, **options)
+    return np.concatenate([np.ravel(w) for w in model.get_weights()])
+
+
+collect(plain=weights("", []), observed=weights(sys.argv[1], [Busy()]))

@@ -1,0 +1,25 @@
+"""Two real workers that are looked at: nothing changes, and the slow one is named."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from tfscale.monitor import follow
+from tfscale.monitor.run_files import find
+from tfscale.testing import run_workers
+
+
+@pytest.mark.workers
+def test_looking_changes_no_bit_and_names_the_slow_worker(tmp_path):
+    script = pathlib.Path(__file__).with_name("observed_worker.py")
+    results = run_workers(script, 2, args=[tmp_path / "run"], timeout_seconds=240)
+    for result in results:
+        np.testing.assert_array_equal(result.arrays["observed"], result.arrays["plain"])
+        np.testing.assert_array_equal(result.arrays["plain"], results[0].arrays["plain"])
+    [run] = find(tmp_path / "run")
+    found = run.slowest()
+    assert (found.worker, found.part, found.is_slow) == (1, "host", True)
+    assert run.records[-1]["bytes_sent"] > 0
+    shown = "\n".join(follow.lines(run))
+    assert "Worker 1 is slow" in shown and "finished" in shown and "step 40/40" in shown

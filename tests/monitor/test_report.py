@@ -1,0 +1,102 @@
+"""`python -m tfscale.report` and `python -m tfscale.watch`: what they show of runs, and how."""
+
+import re
+import subprocess
+import sys
+
+import made_runs
+import pytest
+
+from tfscale import report, watch
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Three runs: one well, one restarted, one with a slow worker."""
+    return [
+        made_runs.plain(tmp_path / "plain"),
+        made_runs.restarted(tmp_path / "restarted", optimizer__learning_rate=0.125),
+        made_runs.slow(tmp_path / "slow"),
+    ]
+
+
+def page_of(runs, tmp_path):
+    output = tmp_path / "page.html"
+    argv = [f"--run_dir={run}" for run in runs]
+    assert report.main([*argv, f"--output={output}"]) == 0
+    return output.read_text()
+
+
+def test_page_needs_nothing_from_outside(three, tmp_path):
+    page = page_of(three, tmp_path)
+    assert not re.findall(r"(?:https?:)?//\w", page)
+    assert "<script" not in page and "@import" not in page
+    assert all(link.startswith("data:") for link in re.findall(r'(?:src|href)="([^"]*)', page))
+
+
+def test_first_table_has_the_slow_worker_the_restart_and_the_best_step(three, tmp_path):
+    first = page_of(three, tmp_path).split("</table>")[0]
+    rows = [re.sub(r"<[^>]*>", " ", row) for row in first.split("<tr>")[2:]]
+    assert "accuracy  0.9000  at step  20" in rows[0] and "finished" in rows[0]
+    assert re.search(r" 50 %  1  1 ", rows[1])  # a restart and a bad step
+    assert "worker 2: 2.36 times the others" in rows[2]
+
+
+def test_charts_have_all_points_the_restart_and_a_star(three, tmp_path):
+    page = page_of(three, tmp_path)
+    loss = page.split("<h3>loss</h3>")[1].split("</svg>")[0]
+    assert loss.count("<polyline") == 4  # training of three, validation of one
+    assert loss.count("<circle") == 30 + 3 + 15 + 20
+    assert "goes on at step 10" in loss and "stroke-dasharray" in loss
+    accuracy = page.split("<h3>accuracy</h3>")[1].split("</svg>")[0]
+    assert "★" in accuracy and "0.9000 at step 20" in accuracy
+
+
+def test_configurations_are_shown_where_they_differ(three, tmp_path):
+    page = page_of(three, tmp_path)
+    differing = page.split("<h2>Configuration</h2>")[1].split("<details>")[0]
+    assert "optimizer.learning_rate" in differing and "0.125" in differing
+    assert "optimizer.name" not in differing
+    assert "optimizer.name" in page
+
+
+def test_names_are_text_and_no_markup(tmp_path):
+    page = page_of([made_runs.plain(tmp_path / "<b>&run")], tmp_path)
+    assert "&lt;b&gt;&amp;run" in page and "<b>&run" not in page
+
+
+def test_page_of_one_run_lies_in_its_folder(three, capsys):
+    assert report.main([f"--run_dir={three[0]}"]) == 0
+    assert capsys.readouterr().out.strip() == str(three[0] / "report.html")
+    assert (three[0] / "report.html").exists()
+
+
+def test_pictures_are_in_the_page(tmp_path):
+    run = made_runs.plain(tmp_path / "run")
+    (run / "pictures").mkdir()
+    (run / "pictures/confusion_matrix.png").write_bytes(b"picture")
+    assert 'src="data:image/png;base64,cGljdHVyZQ=="' in page_of([run], tmp_path)
+
+
+@pytest.mark.parametrize("command", [report, watch])
+@pytest.mark.parametrize(("flag", "part"), [([], "Received: none"), (["--run_dir=no"], "curves")])
+def test_what_is_no_run_is_refused_in_a_line(command, flag, part, capsys):
+    assert command.main(flag) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --run_dir must") and part in line
+
+
+def test_one_look_shows_the_facts_without_tensorflow(three):
+    code = (
+        "import sys\nfrom tfscale import watch, report\n"
+        f"assert watch.main(['--run_dir={three[1]}', '--once']) == 0\n"
+        f"assert report.main(['--run_dir={three[2]}']) == 0\n"
+        "assert not {'tensorflow', 'keras', 'numpy', 'tensorboard'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "restarted after a failure" in done.stdout
+
+
+def test_following_ends_with_the_run(three, capsys):
+    assert watch.main([f"--run_dir={three[0]}"]) == 0
+    assert "finished" in capsys.readouterr().out

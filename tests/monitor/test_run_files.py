@@ -1,0 +1,89 @@
+"""What is said of a run from its files alone."""
+
+import json
+
+import made_runs
+import pytest
+
+from tfscale.monitor import follow
+from tfscale.monitor.run_files import RunFiles, find
+
+
+def test_curves_skip_what_is_no_number(tmp_path):
+    records = [made_runs.record(1, 2.0), made_runs.record(2, float("nan")), {"step": 3}]
+    run = RunFiles(made_runs.write(tmp_path / "run", records))
+    assert run.curve("train", "loss") == [(1, 2.0)]
+    assert run.metrics() == ["loss"]
+
+
+def test_best_step_is_that_of_the_best_validation(tmp_path):
+    run = made_runs.plain(tmp_path / "run")
+    assert RunFiles(run).best() == ("accuracy", 0.9, 20, 2)
+
+
+def test_best_step_by_the_metric_whose_checkpoint_is_kept(tmp_path):
+    run = made_runs.plain(tmp_path / "run", checkpoint__keep_best="val_loss")
+    assert RunFiles(run).best() == ("loss", 0.4, 20, 2)
+
+
+def test_without_validation_the_best_record_of_training_counts(tmp_path):
+    run = made_runs.slow(tmp_path / "run")
+    assert RunFiles(run).best() == ("loss", 1.0, 1, 1)
+
+
+def test_state_is_told_by_the_last_event_and_by_the_clock(tmp_path):
+    assert RunFiles(made_runs.plain(tmp_path / "a")).state() == "finished"
+    running = RunFiles(made_runs.restarted(tmp_path / "b"))
+    assert running.state(made_runs.BEGAN + 90) == "training"
+    assert running.state(made_runs.BEGAN + 80 + 125) == "no sign of life for 2 min 5 s"
+    left = [made_runs.begin(0, 0), made_runs.event("left", 4, 9, code=143)]
+    run = RunFiles(made_runs.write(tmp_path / "c", events=left))
+    assert run.state() == "told to leave, exit code 143"
+
+
+def test_time_left_is_at_the_pace_of_this_life(tmp_path):
+    records = [made_runs.record(s, 1.0) for s in range(1, 6)]
+    run = RunFiles(made_runs.write(tmp_path / "run", records, [made_runs.begin(0, 0)]))
+    assert run.seconds_left() == pytest.approx(25)  # of 3 epochs of 10 steps, one a second
+
+
+def test_half_written_files_are_read_as_far_as_they_go(tmp_path):
+    path = made_runs.plain(tmp_path / "run")
+    whole = len(RunFiles(path).records)
+    with open(path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 99, "tr')
+    (path / "config.json").write_text('{"train"')
+    run = RunFiles(path)
+    assert len(run.records) == whole and run.config == {}
+
+
+def test_folder_of_a_script_or_a_search_is_the_runs_in_it(tmp_path):
+    for number in (1, 2, 10):
+        made_runs.plain(tmp_path / "mine/fits" / str(number))
+    made_runs.plain(tmp_path / "search/trials/0003")
+    assert [r.name for r in find(tmp_path / "mine")] == [f"mine/fits/{n}" for n in (1, 2, 10)]
+    assert [r.name for r in find(tmp_path / "search")] == ["search/trials/0003"]
+    with pytest.raises(ValueError, match="which has no metrics.jsonl"):
+        find(tmp_path)
+
+
+def test_text_says_how_far_how_good_how_fast_and_what_happened(tmp_path):
+    run = RunFiles(made_runs.restarted(tmp_path / "run"))
+    text = "\n".join(follow.lines(run, made_runs.BEGAN + 90, width=200))
+    for part in ("epoch 2/3  step 15/30", " 50 %", "64 examples/s", "goodput 50 %", "1 restart(s)",
+                 "1 bad step(s)", "goes on at step 10", "training 1"):  # fmt: skip
+        assert part in text
+
+
+def test_text_names_the_slow_worker_and_fits_the_terminal(tmp_path):
+    run = RunFiles(made_runs.slow(tmp_path / "run"))
+    assert "Worker 2 is slow" in "\n".join(follow.lines(run))
+    assert max(map(len, follow.lines(run, width=40))) <= 40
+
+
+def test_files_of_an_older_run_without_events_are_enough(tmp_path):
+    path = made_runs.plain(tmp_path / "run")
+    (path / "events.jsonl").unlink()
+    (path / "summary.json").write_text(json.dumps({"test": {"loss": 0.1}}))
+    assert RunFiles(path).state() == "finished"
+    assert follow.lines(RunFiles(path))

@@ -1,0 +1,64 @@
+"""Where a step's time goes, and who is slow."""
+
+import random
+
+import made_runs
+import pytest
+
+from tfscale.monitor import workers
+
+
+def test_parts_of_a_step_add_up():
+    found = workers.split(made_runs.times(5, 9), 0.012)
+    assert tuple(found) == ("input", "compute", "reduction", "wait", "host", "other")
+    assert sum(found.values()) == pytest.approx(0.012)
+    assert found["reduction"] == pytest.approx(0.001)
+    assert found["wait"] == pytest.approx(0.002)  # 4 ms of one, none of the other
+
+
+def test_slow_worker_is_named_with_its_reason():
+    found = workers.slowest([made_runs.times(5, 6, 12 + i % 2) for i in range(10)])
+    assert (found.worker, found.part, found.is_slow) == (2, "input", True)
+    assert found.others == pytest.approx(12.5 / 5.5)
+    assert found.own_best == pytest.approx(12.5 / 12)
+    assert found.words().startswith("Worker 2 is slow: 12.5 ms a step before the reduction, 2.27")
+
+
+@pytest.mark.parametrize("part", ["input", "compute", "host"])
+def test_reason_is_the_part_that_is_longer(part):
+    records = [made_runs.times(5, 5) for _ in range(6)]
+    for i, times in enumerate(records):
+        times[part][1] += 0.01 + 0.001 * (i % 2)
+    found = workers.slowest(records)
+    assert (found.worker, found.part, found.is_slow) == (1, part, True)
+
+
+def test_chance_makes_nobody_slow():
+    draw = random.Random(0)
+    records = [
+        made_runs.times(draw.uniform(1.5, 20), draw.uniform(1.5, 20), draw.uniform(1.5, 20))
+        for _ in range(30)
+    ]
+    found = workers.slowest(records)
+    assert not found.is_slow and found.words().startswith("No worker is slow")
+
+
+@pytest.mark.parametrize("before", [(5.0, 5.2), (0.1, 0.4)])
+def test_what_costs_little_is_no_slow_worker(before):
+    assert not workers.slowest([made_runs.times(*before)] * 10).is_slow
+
+
+def test_worker_that_was_fast_before_is_slow_by_its_own_measure():
+    records = [made_runs.times(5, 5)] * 5 + [made_runs.times(5, 10 + i % 2) for i in range(6)]
+    found = workers.slowest(records, last=6)
+    assert found.worker == 1 and found.own_best == pytest.approx(10.5 / 5)
+
+
+def test_one_worker_is_compared_with_nobody():
+    assert workers.slowest([made_runs.times(5)] * 3) is None
+    assert workers.slowest([None, None]) is None
+
+
+def test_after_a_restart_with_fewer_workers_only_those_count():
+    records = [made_runs.times(5, 5, 50)] * 5 + [made_runs.times(5, 9 + i % 2) for i in range(5)]
+    assert workers.slowest(records).worker == 1

@@ -1,0 +1,110 @@
+"""The curves of a run by their names in TensorBoard, and the page that shows them side by side.
+
+TensorBoard opens the first two groups by itself, in the order of their names: so they are
+numbered, and what answers the first questions is in these two. Pure functions of records.
+"""
+
+import re
+import statistics
+
+from tfscale.monitor import workers
+
+_LEARNING = "1 learning"
+_GLANCE = "2 speed and health"
+_STEP = "3 a step in ms"
+_NORMS = "4 norms and bytes"
+_PLACES = {  # where a number of a record is shown, which is else the first group
+    "examples_per_second": f"{_GLANCE}/examples per second",
+    "goodput": f"{_GLANCE}/goodput",
+    "restarts": f"{_GLANCE}/restarts",
+    "bad_steps": f"{_GLANCE}/bad steps",
+    "step_seconds": f"{_STEP}/all",
+    "gradient_norm": f"{_NORMS}/norm of gradients",
+    "weight_norm": f"{_NORMS}/norm of weights",
+    "bytes_sent": f"{_NORMS}/megabytes sent by a replica",
+}
+_RELATIVE = f"{_GLANCE}/slow worker, times the others"
+_BY_WORKER = f"{_STEP}/before the reduction, by worker"
+_FACTORS = {"step_seconds": 1e3, "bytes_sent": 1e-6}
+
+
+def tag(name):
+    """Return the name in TensorBoard of a metric, or of another number of a record."""
+    return _PLACES.get(name, f"{_LEARNING}/{name}")
+
+
+def curves(kind, record):
+    """Return the points of one record.
+
+    Args:
+        kind: "train", "validation", "test" or "evaluator".
+        record: a line of `metrics.jsonl`, whose values of this kind are under its name.
+
+    Returns:
+        A dict from the run in TensorBoard, such as "train" or "worker-0", to numbers by tag.
+    """
+    points = {}
+    for name, value in record[kind].items():
+        if isinstance(value, list):  # a metric of several numbers, such as one a class
+            points |= {f"{tag(name)}/{i}": part for i, part in enumerate(value)}
+        else:
+            points[tag(name)] = value * _FACTORS.get(name, 1)
+    for name in _PLACES:
+        if name in record:
+            points[tag(name)] = record[name] * _FACTORS.get(name, 1)
+    for name, value in record.get("seconds", {}).items():
+        points[f"{_STEP}/{name}"] = 1e3 * value
+    found = {kind: points}
+    each = workers.before_reduction(record.get("workers"))
+    for worker, seconds in enumerate(each if len(each) > 1 else []):
+        others = statistics.median(each[:worker] + each[worker + 1 :])
+        own = {_BY_WORKER: 1e3 * seconds}
+        found[f"worker-{worker}"] = own | ({_RELATIVE: seconds / others} if others else {})
+    return found
+
+
+def layout(names, num_workers=1):
+    """Return TensorBoard's message for a page of charts that answers three questions.
+
+    Args:
+        names: the metrics of the run, "loss" among them.
+        num_workers: of the run; what there is of several only is else left out.
+    """
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    def chart(title, *tags):
+        patterns = [f"^{re.escape(t)}$" for t in tags]
+        content = layout_pb2.MultilineChartContent(tag=patterns)
+        return layout_pb2.Chart(title=title, multiline=content)
+
+    def category(title, *charts):
+        return layout_pb2.Category(title=title, chart=charts)
+
+    parts = [f"{_STEP}/{part}" for part in (*workers.PARTS, "all")]
+    of_several = [
+        chart("who is slow: time before the reduction, times the others", _RELATIVE),
+        chart("the same in ms: all wait for the highest worker", _BY_WORKER),
+        chart("megabytes sent by a replica", tag("bytes_sent")),
+    ]
+    return layout_pb2.Layout(
+        category=[
+            category(
+                "Does it learn?",
+                *[chart(f"{name}, training and validation", tag(name)) for name in names],
+                chart("learning rate", tag("learning_rate")),
+            ),
+            category(
+                "Is it fast?",
+                chart("examples per second", tag("examples_per_second")),
+                chart("where a step's time goes, ms", *parts),
+                *(of_several if num_workers > 1 else []),
+            ),
+            category(
+                "Is it healthy?",
+                chart("goodput: share of the time that trained", tag("goodput")),
+                chart("restarts and bad steps so far", tag("restarts"), tag("bad_steps")),
+                chart("norm of gradients", tag("gradient_norm")),
+                chart("norm of weights", tag("weight_norm")),
+            ),
+        ]
+    )

@@ -1,0 +1,104 @@
+"""A run as a few lines of text, as it is now: what `tfscale.watch` shows again and again."""
+
+import time
+
+from tfscale.monitor.run_files import duration
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_BAR = 30
+_NEWS = 6  # events that are shown
+
+
+def lines(run, now=None, width=100):
+    """Return what is to be said of a run.
+
+    Args:
+        run: its `run_files.RunFiles`.
+        now: seconds since 1970; by default the present.
+        width: columns of the terminal.
+
+    Returns:
+        Lines of text, none of them longer than `width`.
+    """
+    now = time.time() if now is None else now
+    rows = [("run", f"{run.path}   {run.state(now)}"), ("progress", _progress(run))]
+    for name in run.metrics():
+        trained, validated = run.curve("train", name), run.curve("validation", name)
+        text = _curve(validated or trained)
+        if trained:
+            text += f"  training {trained[-1][1]:.4g}"
+        if validated:
+            text += f"  validation {validated[-1][1]:.4g}"
+        rows.append((name, text))
+    best = run.best()
+    if best is not None:
+        rows.append(("best", f"{best[0]} {best[1]:.4f} at step {best[2]}, epoch {best[3]}"))
+    rows.append(("speed", _speed(run)))
+    seconds = [record["seconds"] for record in run.records if "seconds" in record]
+    if seconds:
+        parts = "  ".join(f"{n} {1e3 * v:.2f}" for n, v in seconds[-1].items() if v >= 5e-6)
+        rows.append(("step, ms", parts))
+    slow = run.slowest(last=10)
+    if slow is not None:
+        rows.append(("workers", slow.words()))
+    rows.append(("health", _health(run)))
+    told = run.happened()[-_NEWS:]
+    for event, text in told:
+        rows.append((time.strftime("%H:%M:%S", time.localtime(event["time"])), text))
+    wide = max(len(name) for name, _ in rows)
+    return [f"{name:<{wide}}  {text}"[:width] for name, text in rows if text]
+
+
+def _progress(run):
+    steps, epochs = run.begun.get("steps_per_epoch"), run.epochs
+    text = f"step {run.step:,}"
+    if epochs:
+        text = f"epoch {min(run.epoch, epochs)}/{epochs}  {text}"
+    if not steps or not epochs:
+        return text
+    total = steps * epochs
+    done = min(run.step / total, 1.0)
+    bar = "█" * int(done * _BAR) + "░" * (_BAR - int(done * _BAR))
+    text = f"{bar} {100 * done:3.0f} %  {text}/{total:,}"
+    left = run.seconds_left()
+    going_on = run.state() in ("training", "starting")
+    return text + (f"  about {duration(left)} left" if left and going_on else "")
+
+
+def _speed(run):
+    speed = run.last("examples_per_second")
+    if speed is None:
+        return ""
+    text = f"{speed:,.0f} examples/s"
+    step = run.last("step_seconds")
+    if step:
+        text += f"  {1e3 * step:.3g} ms a step"
+    sent = run.last("bytes_sent")
+    if sent:
+        text += f"  {sent / 1e6:,.1f} MB sent by a replica"
+    return text
+
+
+def _health(run):
+    parts = []
+    goodput = run.last("goodput")
+    if goodput is not None:
+        parts.append(f"goodput {100 * goodput:.0f} %")
+    parts += [f"{run.restarts} restart(s)", f"{run.bad_steps} bad step(s)"]
+    norm = run.last("gradient_norm")
+    if norm is not None:
+        parts.append(f"norm of gradients {norm:.3g}")
+    return "  ".join(parts)
+
+
+def _curve(points):
+    """The shape of a curve in a few blocks."""
+    values = [value for _, value in points]
+    if len(values) > _BAR:
+        every = (len(values) - 1) / (_BAR - 1)
+        values = [values[round(i * every)] for i in range(_BAR)]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    span = (high - low) or 1
+    return "".join(_BLOCKS[int((value - low) / span * (len(_BLOCKS) - 1))] for value in values)

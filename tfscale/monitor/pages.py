@@ -1,0 +1,109 @@
+"""Words about a run: the page of text in TensorBoard. Pure functions of plain values."""
+
+import shlex
+
+
+def about(config, facts):
+    """Return the page of a run: how to repeat it, where it runs, with what, and what it is.
+
+    Args:
+        config: the configuration, a dict of sections.
+        facts: `command`, `strategy`, `num_workers`, `num_replicas`, `workers` (their addresses),
+            `host`, `parameters`, `steps_per_epoch`, `versions` (a dict), `life` and `step`.
+
+    Returns:
+        Markdown.
+    """
+    where = ", ".join(facts["workers"]) or facts["host"]
+    rows = [
+        ("strategy", f"{facts['strategy']}, {facts['num_replicas']} replica(s)"),
+        ("workers", f"{facts['num_workers']}: {where}"),
+        ("parameters", f"{facts['parameters']:,}"),
+        ("steps an epoch", facts["steps_per_epoch"] or "found out while running"),
+        ("life", f"{facts['life']}, from step {facts['step']} on"),
+        ("versions", ", ".join(f"{n} {v}" for n, v in facts["versions"].items())),
+    ]
+    sections = []
+    for section, values in config.items():
+        fields = [(name, "" if v in (None, "", {}, ()) else v) for name, v in values.items()]
+        sections += ["", f"### {section}", "", _table(("field", "value"), fields)]
+    return "\n".join(
+        [
+            "### To repeat this run",
+            "",
+            f"    {facts['command']}",
+            "",
+            _table(("", ""), rows),
+            *sections,
+        ]
+    )
+
+
+def command(run_dir, strategy, num_workers, num_replicas, deterministic):
+    """Return the command that repeats a run.
+
+    Args:
+        run_dir: its folder.
+        strategy: its name.
+        num_workers: how many processes it had.
+        num_replicas: replicas over all of them.
+        deterministic: whether it had the same bits in every run.
+    """
+    words = ["python", "-m", "tfscale.fit", f"--config={run_dir}/config.json"]
+    if strategy == "multiworker":
+        words += ["--strategy=multiworker", f"--workers={num_workers}"]
+    elif strategy == "mirrored":
+        words += ["--strategy=mirrored", f"--num_replicas={num_replicas}"]
+    return shlex.join(words + ["--deterministic"] * deterministic)
+
+
+def happened(events):
+    """Return what happened in a run, for people, in the order in which it did.
+
+    Args:
+        events: those of `story`.
+
+    Returns:
+        Pairs of an event and a sentence.
+    """
+    found, before = [], None
+    for event in events:
+        text = _sentence(event, before)
+        if text:
+            found.append((event, text))
+        before = event
+    return found
+
+
+def _sentence(event, before):
+    kind, step = event["event"], event["step"]
+    if kind == "begin":
+        workers = f"{event.get('num_workers', 1)} worker(s)"
+        if before is None:
+            return f"begins, with {workers}"
+        if before["event"] == "end":
+            return f"is continued at step {step}, with {workers}"
+        gap = event["time"] - max(before["time"], event.get("seen_time") or 0)
+        lost = max((event.get("seen_step") or step) - step, 0)
+        why = "preempted" if before["event"] == "left" else "restarted after a failure"
+        return (
+            f"{why}: goes on at step {step}, {gap:.0f} s after the last sign of life, "
+            f"{lost} steps taken again, {workers}"
+        )
+    if kind == "end":
+        return f"ends at step {step}"
+    if kind == "left":
+        return f"told to leave at step {step}, exit code {event['code']}"
+    if kind == "failed":
+        return f"fails at step {step}: {event['error']}"
+    if kind == "bad step":
+        return f"bad step {step}: {event['bad']}, loss {event['loss']}, {event['action']}"
+    if kind == "slow worker":
+        return f"at step {step}: {event['text']}"
+    return ""
+
+
+def _table(head, rows):
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in cells])

@@ -1,0 +1,223 @@
+"""A run's folder, read again: its curves, its events, and what is to be said of them.
+
+For those who look on from outside, so nothing here imports TensorFlow, and every file may be
+missing or be in the middle of being written.
+"""
+
+import functools
+import json
+import math
+import pathlib
+import time
+
+from tfscale.monitor import pages, story, workers
+
+_NOT_METRICS = ("learning_rate", "step_seconds", "examples_per_second")
+_HIGHER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "r2", "cosine")
+_SILENT_SECONDS = 60  # without a sign of life, from when on a run is called silent
+
+
+def higher_is_better(name):
+    """Say whether a metric is better the higher it is, by its name."""
+    return any(part in name.lower() for part in _HIGHER_IS_BETTER)
+
+
+def find(path):
+    """Return the runs in a folder: the one that it is of, or those of a script or a search.
+
+    Args:
+        path: a run of `tfscale.fit`, a script's folder of `tfscale.launch`, or that of a search.
+
+    Returns:
+        A list of `RunFiles`, in the order of their numbers.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = pathlib.Path(path)
+    if (path / "metrics.jsonl").exists() or (path / "events.jsonl").exists():
+        return [RunFiles(path)]
+    found = []
+    for inside in ("fits", "trials"):
+        folders = [p for p in (path / inside).glob("*") if (p / "metrics.jsonl").exists()]
+        found += sorted(folders, key=lambda p: (len(p.name), p.name))
+    if not found:
+        raise ValueError(
+            "--run_dir must be the folder of a run, of a script or of a search, with curves in "
+            f"it. Received: {path}, which has no metrics.jsonl. Folders of runs are in runs/."
+        )
+    return [RunFiles(p, f"{path.name}/{p.parent.name}/{p.name}") for p in found]
+
+
+class RunFiles:
+    """What the files of one run say, as they are now.
+
+    Args:
+        path: the folder of the run.
+        name: what it is called; by default the name of the folder.
+    """
+
+    def __init__(self, path, name=""):
+        self.path = pathlib.Path(path)
+        self.name = name or self.path.resolve().name
+        self.records = story.read(self.path / "metrics.jsonl")
+        self.events = story.read(self.path / "events.jsonl")
+        self.config = _read_json(self.path / "config.json")
+        self.summary = _read_json(self.path / "summary.json")
+
+    def curve(self, kind, name):
+        """Return the finite points of a number, pairs of step and value.
+
+        Args:
+            kind: "train", "validation" or "test"; "" for what stands beside them, such as
+                "goodput", or "seconds/compute".
+            name: of the number.
+        """
+        path = [kind, name] if kind else name.split("/")
+        points = []
+        for record in self.records:
+            value = functools.reduce(
+                lambda found, key: found.get(key, {}) if isinstance(found, dict) else {},
+                path,
+                record,
+            )
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                points.append((record["step"], value))
+        return points
+
+    def metrics(self):
+        """Return the names of the model's numbers, the loss first."""
+        names = {
+            name: None
+            for record in self.records
+            for kind in ("train", "validation")
+            for name, value in record.get(kind, {}).items()
+            if name not in _NOT_METRICS and not isinstance(value, list)
+        }
+        return sorted(names, key=lambda name: (name != "loss", name))
+
+    def best(self):
+        """Return `(name, value, step, epoch)` of the best validation; None where there was none.
+
+        By `checkpoint.keep_best`, or else the first metric, or else the loss; without validation
+        it is the best record of training. The epoch counts from 1.
+        """
+        names = [name for name in self.metrics() if name != "loss"] or self.metrics()
+        kept = self.config.get("checkpoint", {}).get("keep_best", "")
+        wanted = kept.removeprefix("val_") if kept else names[0] if names else ""
+        validated = any(wanted in record.get("validation", {}) for record in self.records)
+        kind = "validation" if validated else "train"
+        found = None
+        for record in self.records:
+            value = record.get(kind, {}).get(wanted)
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                continue
+            sign = 1 if higher_is_better(wanted) else -1
+            if found is None or sign * value > sign * found[1]:
+                found = (wanted, value, record["step"], record.get("epoch", 0) + 1)
+        if found is None:
+            return None
+        return found
+
+    def slowest(self, last=None):
+        """Return the `workers.Slowest` of this run, or of its last records; None for one worker."""
+        return workers.slowest([record.get("workers") for record in self.records], last)
+
+    def last(self, name, default=None):
+        """Return the last value of a number beside the metrics, such as "goodput"."""
+        for record in reversed(self.records):
+            for place in (record, record.get("train", {})):
+                if name in place:
+                    return place[name]
+        return default
+
+    @property
+    def begun(self):
+        """What was said of the run as its last life began; {} where nothing was."""
+        begins = [event for event in self.events if event["event"] == "begin"]
+        return begins[-1] if begins else {}
+
+    @property
+    def restarts(self):
+        """How often it began again without having come to its end."""
+        return story.num_restarts(self.events)
+
+    @property
+    def bad_steps(self):
+        """How many bad steps it had."""
+        return sum(event["event"] == "bad step" for event in self.events)
+
+    def happened(self):
+        """Return pairs of an event and a sentence, in order."""
+        return pages.happened(self.events)
+
+    @property
+    def step(self):
+        """The last step that it told of."""
+        return max((record["step"] for record in self.records), default=0)
+
+    @property
+    def epoch(self):
+        """The epoch under way, from 1."""
+        return max((record.get("epoch", 0) for record in self.records), default=0) + 1
+
+    @property
+    def epochs(self):
+        """The epoch that it stops after; None where it did not say."""
+        return self.begun.get("epochs") or self.config.get("train", {}).get("epochs")
+
+    @property
+    def seconds(self):
+        """Time from its beginning to the last sign of life."""
+        times = [entry["time"] for entry in (*self.events, *self.records) if "time" in entry]
+        return max(times) - min(times) if times else 0.0
+
+    def state(self, now=None):
+        """Return how it is, in a few words.
+
+        Args:
+            now: seconds since 1970; by default the present.
+        """
+        last = self.events[-1] if self.events else {}
+        if last.get("event") == "end":
+            return "finished"
+        if last.get("event") == "left":
+            return f"told to leave, exit code {last['code']}"
+        if last.get("event") == "failed":
+            return "failed"
+        if not self.events and self.summary:
+            return "finished"
+        times = [entry["time"] for entry in (*self.events, *self.records) if "time" in entry]
+        silent = (time.time() if now is None else now) - max(times, default=0)
+        if times and silent > _SILENT_SECONDS:
+            return f"no sign of life for {duration(silent)}"
+        return "training" if self.records else "starting"
+
+    def seconds_left(self):
+        """Return about how long it still takes; None where that cannot be known."""
+        steps, epochs, begun = self.begun.get("steps_per_epoch"), self.epochs, self.begun
+        mine = [r for r in self.records if "time" in r and r["step"] > begun.get("step", 0)]
+        if not steps or not epochs or len(mine) < 2 or mine[-1]["step"] == mine[0]["step"]:
+            return None
+        rate = (mine[-1]["time"] - mine[0]["time"]) / (mine[-1]["step"] - mine[0]["step"])
+        return max(epochs * steps - self.step, 0) * rate
+
+
+def duration(seconds):
+    """Return a length of time in words: "8 s", "2 min 5 s", "3 h 10 min", "2 days"."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, rest = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
+
+
+def _read_json(path):
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,112 @@
+"""The story of a run over all its lives: when each began and ended, and what went wrong.
+
+Owns `events.jsonl`, a line an event, which only grows: unlike the curves, nothing in it is taken
+back when a run goes on from a checkpoint. The chief writes it; `watch` and `report` read it.
+"""
+
+import json
+import os
+import pathlib
+import time
+
+# What ends a life by itself: the time until the next one is nobody's loss.
+_GOOD_ENDS = ("end",)
+_MOST_TEXT = 500  # characters of an error
+
+
+def read(path):
+    """Return the events of a run, dicts in the order in which they happened.
+
+    A line that is being written is left out.
+    """
+    try:
+        lines = pathlib.Path(path).read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:  # cut off by a kill
+            continue
+    return found
+
+
+def num_restarts(events):
+    """Return how often a life began that continues one which had not come to its end."""
+    begins = [i for i, event in enumerate(events) if event["event"] == "begin"]
+    return sum(events[i - 1]["event"] not in _GOOD_ENDS for i in begins if i)
+
+
+def seconds_paused(events):
+    """Return the time between lives of which the earlier one had come to its end."""
+    pairs = zip(events, events[1:], strict=False)
+    return sum(
+        later["time"] - earlier["time"]
+        for earlier, later in pairs
+        if later["event"] == "begin" and earlier["event"] in _GOOD_ENDS
+    )
+
+
+class Story:
+    """Writes the events of one life of a run.
+
+    Args:
+        path: of `events.jsonl`.
+    """
+
+    def __init__(self, path):
+        self._path = pathlib.Path(path)
+        self.events = read(self._path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._path, "a")  # noqa: SIM115  (until close)
+        if self._file.tell() and not self._ends_with_line():
+            self._file.write("\n")
+
+    def _ends_with_line(self):
+        with open(self._path, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() == b"\n"
+
+    def begin(self, step, **facts):
+        """Note that a life begins, after some step, and what it is."""
+        life = sum(event["event"] == "begin" for event in self.events) + 1
+        self.tell("begin", step, life=life, **facts)
+        self.restarts, self._paused = num_restarts(self.events), seconds_paused(self.events)
+
+    def tell(self, event, step, **facts):
+        """Note an event.
+
+        Args:
+            event: "begin", "end", "left", "failed", "bad step", "test" or "slow worker".
+            step: updates of the weights so far.
+            **facts: what fits into JSON.
+        """
+        entry = {"event": event, "step": step, "time": round(time.time(), 3), **facts}
+        self.events.append(entry)
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+
+    def tell_error(self, step, error):
+        """Note what ended the life before its end: a request to leave, or a failure."""
+        if isinstance(error, SystemExit):
+            self.tell("left", step, code=error.code)
+        else:
+            self.tell("failed", step, error=f"{type(error).__name__}: {error}"[:_MOST_TEXT])
+
+    def count(self, event):
+        """Return how often something has happened, in all lives."""
+        return sum(one["event"] == event for one in self.events)
+
+    def goodput(self, trained_seconds):
+        """Return the share of the run's time in which steps were taken that count.
+
+        Args:
+            trained_seconds: the time of these steps, over all lives.
+        """
+        passed = time.time() - self.events[0]["time"] - self._paused
+        return min(trained_seconds / passed, 1.0) if passed > 0 else 0.0
+
+    def close(self):
+        """Close the file."""
+        self._file.close()

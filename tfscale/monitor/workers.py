@@ -1,0 +1,155 @@
+"""Where a step's time goes, and which worker the others wait for. Pure functions of numbers.
+
+Synchronous workers share one step time, so it cannot tell who is slow. What a worker needs before
+the reduction can: waiting for its batch, computing its gradients, and what its host does between
+two executions. The last one to come waits for nobody, so the shortest time in the reduction is
+what the reduction itself takes.
+"""
+
+import dataclasses
+import statistics
+
+PARTS = ("input", "compute", "reduction", "wait", "host", "other")
+SLOW = 1.25  # times the others, from when on a worker is called slow
+_LEAST_SECONDS = 5e-4  # that a slow worker costs in a step, for a word about it
+_SURE = 3.0  # standard errors by which it must be behind the others, because chance makes one last
+_LEFT_OUT = 20  # of so many records the one with the longest time does not count
+
+
+@dataclasses.dataclass(frozen=True)
+class Slowest:
+    """The worker with the longest time before the reduction.
+
+    Args:
+        worker: its rank.
+        seconds: a step, before the reduction; a mean over records.
+        others: times the median of the other workers.
+        own_best: times its own best.
+        part: what it has most more of than the others: "input", "compute" or "host".
+        errors: standard errors that lie between it and the others.
+    """
+
+    worker: int
+    seconds: float
+    others: float
+    own_best: float
+    part: str
+    errors: float
+
+    @property
+    def is_slow(self):
+        """Whether the others wait for it in a way worth a word."""
+        extra = self.seconds * (1 - 1 / self.others)
+        return self.others >= SLOW and extra >= _LEAST_SECONDS and self.errors >= _SURE
+
+    def words(self):
+        """Return what is to be said of this worker, a sentence."""
+        numbers = (
+            f"{1e3 * self.seconds:.3g} ms a step before the reduction, {self.others:.2f} times "
+            f"the others, {self.own_best:.2f} times its own best"
+        )
+        if not self.is_slow:
+            return f"No worker is slow: worker {self.worker} needs most, {numbers}."
+        does = {
+            "input": "it waits for its input",
+            "compute": "it computes longer",
+            "host": "its host is busy between steps, as with callbacks",
+        }[self.part]
+        return f"Worker {self.worker} is slow: {numbers}; {does}."
+
+
+def before_reduction(times):
+    """Return the seconds a step that each worker needs before the reduction.
+
+    Args:
+        times: the field `workers` of a record: lists of seconds a step by "input", "compute",
+            "exchange" and "host"; None where nothing was measured.
+
+    Returns:
+        A list, one number a worker; empty where nothing was measured.
+    """
+    if not times:
+        return []
+    return [sum(parts) for parts in zip(*_own(times), strict=True)]
+
+
+def _own(times):
+    return times["input"], times["compute"], times["host"]
+
+
+def split(times, step_seconds):
+    """Return where a step's time goes, by `PARTS`: means over the workers, seconds a step.
+
+    Args:
+        times: as for `before_reduction`.
+        step_seconds: the length of a step, without what the host does between executions.
+    """
+    reduction = min(times["exchange"])
+    found = {
+        "input": statistics.fmean(times["input"]),
+        "compute": statistics.fmean(times["compute"]),
+        "reduction": reduction,
+        "wait": statistics.fmean(times["exchange"]) - reduction,
+    }
+    other = max(step_seconds - sum(found.values()), 0.0)
+    return {**found, "host": statistics.fmean(times["host"]), "other": other}
+
+
+def slowest(records, last=None):
+    """Find the worker that the others wait for, over some records.
+
+    Args:
+        records: fields `workers` of records, in order.
+        last: how many of them count, but for the worker's own best; None for all.
+
+    Returns:
+        A `Slowest`; None for less than two workers.
+    """
+    rows = [before_reduction(times) for times in records if times]
+    if not rows or len(rows[-1]) < 2:
+        return None
+    count = len(rows[-1])  # there may have been another number of them before
+    records = [times for times in records if times and len(times["host"]) == count]
+    rows = [row for row in rows if len(row) == count]
+    recent = rows[-last:] if last else rows
+    means = [mean(column) for column in zip(*recent, strict=True)]
+    worker = max(range(count), key=means.__getitem__)
+    rest = statistics.median(m for w, m in enumerate(means) if w != worker)
+    best = min(row[worker] for row in rows)
+    behind = [
+        row[worker] - statistics.median(t for w, t in enumerate(row) if w != worker)
+        for row in recent
+    ]
+    return Slowest(
+        worker,
+        means[worker],
+        means[worker] / rest if rest else float("inf"),
+        means[worker] / best if best else 1.0,
+        _part(records[-last:] if last else records, worker),
+        _errors(behind),
+    )
+
+
+def mean(values):
+    """Return the mean of values over records without the few that are longest by far."""
+    ordered = sorted(values)
+    return statistics.fmean(ordered[: len(ordered) - len(ordered) // _LEFT_OUT])
+
+
+def _errors(values):
+    """How many standard errors the mean of values is above 0."""
+    if len(values) < 2:
+        return 0.0
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return statistics.fmean(values) / error if error else float("inf")
+
+
+def _part(records, worker):
+    """The part in which a worker has most more than the others."""
+    more = {}
+    for part in ("input", "compute", "host"):
+        means = [mean(column) for column in zip(*[r[part] for r in records], strict=True)]
+        more[part] = means[worker] - statistics.median(
+            m for w, m in enumerate(means) if w != worker
+        )
+    return max(more, key=more.__getitem__)

@@ -1,0 +1,310 @@
+"""What is written of one run of `tfscale.fit` for people, beside its results.
+
+Owns what belongs to its beginning (the pages of text, inputs, the graph) and to its end (mistakes
+on the test split). The curves are the affair of `monitor.run_log`. Nothing here changes a weight,
+and what is not written does not end the run.
+"""
+
+import contextlib
+import dataclasses
+import json
+import socket
+
+import numpy as np
+from absl import logging
+
+from tfscale.cluster import environment
+from tfscale.data import elements
+from tfscale.data.shards import Shard
+from tfscale.models import objectives
+from tfscale.monitor import charts, event_file, model_graph, pages, pictures, run_log
+from tfscale.monitor.run_files import RunFiles
+from tfscale.monitor.story import Story
+from tfscale.training import run_state
+from tfscale.training.measures import Measures
+from tfscale.training.profile import Profile
+
+_RECORDS_AN_EPOCH = 20
+_NUM_MISTAKES = 32  # test examples that are shown
+_MOST_CURVES = 10  # of precision and recall
+_THRESHOLDS = np.linspace(0, 1, 101)
+
+
+class Observation:
+    """Watches one call of `Experiment.train`; every worker has one, and the chief writes.
+
+    Args:
+        experiment: the `Experiment`.
+        folder: its `RunFolder`.
+        saved: the checkpoint to go on from, or None.
+
+    Raises:
+        ValueError: if the steps to profile are not written as they must be.
+    """
+
+    def __init__(self, experiment, folder, saved):
+        self._run, self._folder, config = experiment, folder, experiment.config
+        self._first_step = saved.step if saved else 0
+        trainer, steps = experiment.trainer, experiment.splits.train.steps_per_epoch
+        every = config.log.every_steps or max(1, (steps or 20) // _RECORDS_AN_EPOCH)
+        self.measures = None
+        if config.log.measures:
+            self.measures = Measures(every, config.log.histograms_every_steps)
+        rank = trainer.shard.worker
+        self.profile = None
+        if config.log.profile_steps:
+            self.profile = Profile(config.log.profile_steps, folder.tensorboard / f"worker-{rank}")
+        self.callbacks, self._log, self._hparams = [], None, None
+        if trainer.is_chief:
+            tensorboard = folder.tensorboard if config.log.tensorboard else None
+            self._log = run_log.ScalarLog(folder.metrics, tensorboard, self._first_step)
+            self._story = Story(folder.events)
+            update_bytes = trainer.reduction.bytes_per_update(
+                trainer.model.trainable_variables, trainer.strategy.num_replicas_in_sync
+            )
+            progress, story = trainer.progress, self._story
+            own = run_log.RunLog(self._log, progress, every, self.measures, story, update_bytes)
+            self.callbacks.append(own)
+
+    def begin(self):
+        """Write what is known before the first step."""
+        if self._log is None:
+            return
+        facts = self._facts()
+        self._story.begin(self._first_step, **facts, **self._log.seen)
+        if self._log.events("train") is not None:
+            self._guarded("the pages of text", self._write_pages, facts)
+        self._guarded("the graph of the model", self._draw_graph)
+        self._guarded("the inputs", self._draw_inputs)
+
+    def _write_pages(self, facts):
+        events, run = self._log.events("train"), self._run
+        facts = facts | {"life": self._story.events[-1]["life"], "step": self._first_step}
+        config = dataclasses.asdict(run.config)
+        events.text(self._first_step, "about this run", pages.about(config, facts))
+        events.page(charts.layout(["loss", *run.config.metrics.names], facts["num_workers"]))
+        self._mark_restart()
+        self._tell_what_happened()
+        self._write_hparams(config, facts)
+
+    def ended_by(self, error):
+        """Note what ended the training before its end; for an `except`."""
+        if self._log is None:
+            return
+        with contextlib.suppress(OSError):  # a full disk, of which the error itself tells
+            self._story.tell_error(self._run.trainer.progress.step, error)
+            self._story.close()
+            self._log.close()
+
+    def end(self, test, scores):
+        """Write how the run has ended; every worker calls this.
+
+        Args:
+            test: the `Batches` of the test split, or None.
+            scores: its loss and metrics, or None.
+        """
+        outputs = self._outputs(test)
+        if self._log is None:
+            return
+        step = self._run.trainer.progress.step
+        if scores is not None:
+            self._log.write("test", step, scores)
+        if outputs is not None:
+            self._guarded("the mistakes on the test split", self._draw_test, test, outputs)
+        self._story.tell("end", step)
+        if self._log.events("train") is not None:
+            self._guarded("the end of the run", self._end_pages)
+        self._log.close()
+        self._story.close()
+
+    def summary(self):
+        """Return what the summary says of the run's course; for the chief."""
+        files = RunFiles(self._folder.path)
+        best, slowest = files.best(), files.slowest()
+        found = {"goodput": files.last("goodput"), "restarts": self._story.restarts}
+        found["bad_steps"] = self._story.count("bad step")
+        if best is not None:
+            found["best"] = dict(zip(("name", "value", "step", "epoch"), best, strict=True))
+        if slowest is not None:
+            found["slowest_worker"] = slowest.words()
+        return found
+
+    def _facts(self):
+        """What a life begins with."""
+        trainer, run = self._run.trainer, self._run
+        shard, replicas = trainer.shard, trainer.strategy.num_replicas_in_sync
+        command = pages.command(
+            self._folder.path, run.strategy_name, shard.num_workers, replicas, run.deterministic
+        )
+        return {
+            "command": command,
+            "strategy": run.strategy_name,
+            "num_workers": shard.num_workers,
+            "num_replicas": replicas,
+            "workers": list(environment.resolve().workers),
+            "host": socket.gethostname(),
+            "parameters": trainer.model.count_params(),
+            "steps_per_epoch": run.splits.train.steps_per_epoch,
+            "epochs": run.config.train.epochs,
+            "versions": run_state.versions(),
+        }
+
+    def _guarded(self, what, write, *arguments):
+        """Write something that a run can do without."""
+        try:
+            write(*arguments)
+        except Exception as error:  # whatever it is, the run is worth more
+            logging.warning("%s could not be shown: %s: %s", what, type(error).__name__, error)
+
+    def _tell_what_happened(self):
+        told = pages.happened(self._story.events)
+        lines = [f"- {text}" for _, text in told]
+        step = self._run.trainer.progress.step or self._first_step
+        self._log.events("train").text(step, "what happened", "\n".join(lines))
+
+    def _mark_restart(self):
+        """Put a point on the curves of training where a life goes on, as a run of its own."""
+        if not self._story.restarts or not self._first_step:
+            return
+        files = RunFiles(self._folder.path)
+        curves = {name: files.curve("train", name) for name in files.metrics()}
+        points = {charts.tag(name): curve[-1][1] for name, curve in curves.items() if curve}
+        self._log.events("restarts").scalars(self._first_step, points)
+
+    def _mark_best(self):
+        """Put a point on the curve where it was best, as a run of its own."""
+        best = RunFiles(self._folder.path).best()
+        if best is not None:
+            name, value, step, _ = best
+            self._log.events("best").scalars(step, {charts.tag(name): value})
+
+    def _end_pages(self):
+        self._mark_best()
+        self._tell_what_happened()
+        if self._hparams is not None:
+            self._hparams.ended()
+            self._hparams.close()
+
+    def _draw_graph(self):
+        events = self._log.events("train")
+        if events is None or not self._run.config.log.graph:
+            return
+        try:
+            config = self._run.trainer.model.get_config()
+        except NotImplementedError:  # a class of the user's own
+            return
+        graph = model_graph.graph_of(config)
+        if graph is not None:
+            events.graph(graph)
+
+    def _draw_inputs(self):
+        """Draw the first images of the first batch, as the model sees them."""
+        number = self._run.config.log.inputs
+        spec = self._run.splits.train.element_spec
+        if not number or not isinstance(spec, tuple) or len(spec) < 2:
+            return
+        if getattr(spec[0], "shape", None) is None or spec[0].shape.rank != 4:
+            return
+        [element] = self._run.splits.train.dataset(Shard()).take(1)
+        share, _ = elements.with_count(element)
+        x, y = (part[:number].numpy() for part in share[:2])
+        if pictures.are_images(x):
+            captions = [str(label) for label in _classes(y)] if y.ndim <= 2 else [""] * len(x)
+            self._show("inputs", pictures.grid(x, captions), self._first_step)
+
+    def _show(self, name, drawn, step, description=""):
+        """Keep a picture in the folder, and show it in TensorBoard."""
+        png, size = drawn
+        self._folder.pictures.mkdir(exist_ok=True)
+        (self._folder.pictures / f"{name.replace(' ', '_')}.png").write_bytes(png)
+        events = self._log.events("train")
+        if events is not None:
+            events.picture(step, name, png, size, description)
+
+    def _outputs(self, test):
+        """The model's probabilities for the test split; None where they are not wanted.
+
+        All workers decide alike, because all of them predict.
+        """
+        config, classes = self._run.config, self._run.splits.num_classes
+        if test is None or not classes or not test.num_examples:
+            return None
+        if test.num_examples > config.log.test_examples:
+            return None
+        shape = self._run.trainer.model.output_shape
+        if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] not in (1, classes):
+            return None
+        outputs = self._run.trainer.predict(test).astype(np.float64)
+        arguments = objectives.with_logits(config.loss.name, config.loss.arguments)
+        return _probabilities(outputs, bool(arguments.get("from_logits", False)))
+
+    def _draw_test(self, test, probabilities):
+        """Draw the worst mistakes, the confusion matrix, and precision over recall."""
+        step, classes = self._run.trainer.progress.step, probabilities.shape[1]
+        elements_ = [elements.with_count(e)[0] for e in test.epoch(Shard())]
+        true = np.concatenate([_classes(share[1].numpy()) for share in elements_])
+        predicted = probabilities.argmax(1)
+        counts = np.zeros([classes, classes], np.int64)
+        np.add.at(counts, (true, predicted), 1)
+        self._show("confusion matrix", pictures.confusion(counts), step)
+        of_true = probabilities[np.arange(len(true)), true]
+        wrong = np.flatnonzero(predicted != true)
+        worst = wrong[np.argsort(of_true[wrong], kind="stable")][:_NUM_MISTAKES]
+        sizes = np.cumsum([0] + [len(share[1]) for share in elements_])
+        if len(worst) and pictures.are_images(elements_[0][0]):
+            images = []
+            for i in worst:
+                at = np.searchsorted(sizes, i, side="right") - 1
+                images.append(elements_[at][0][i - sizes[at]].numpy())
+            captions = [f"{true[i]} as {predicted[i]}" for i in worst]
+            text = "The true class, and the one that the model took it for; the worst first."
+            self._show("worst mistakes", pictures.grid(np.stack(images), captions), step, text)
+        events = self._log.events("train")
+        for label in range(min(classes, _MOST_CURVES)) if events is not None else ():
+            counts = _counts(probabilities[:, label], true == label)
+            events.precision_recall(step, f"class {label}", counts)
+
+    def _write_hparams(self, config, facts):
+        if (self._folder.path.parent.parent / "search.json").exists():
+            return  # a trial, whose search does this
+        names = {
+            "data": ("name", "global_batch_size", "seed"),
+            "model": ("name", "arguments"),
+            "optimizer": ("name", "learning_rate", "arguments"),
+            "schedule": ("name", "warmup_steps"),
+            "train": ("epochs", "seed", "mixed_precision"),
+        }
+        values = {f"{s}.{n}": config[s][n] for s, fields in names.items() for n in fields}
+        values |= {name: facts[name] for name in ("strategy", "num_workers", "num_replicas")}
+        self._hparams = event_file.EventFile(self._folder.tensorboard)
+        plain = (bool, int, float, str)
+        chosen = {n: v if isinstance(v, plain) else json.dumps(v) for n, v in values.items()}
+        self._hparams.chosen(self._folder.path.name, chosen)
+
+
+def _classes(y):
+    """Numbers of classes, of such numbers or of one-hot vectors."""
+    if y.ndim == 2 and y.shape[1] > 1:
+        return y.argmax(1)
+    return y.reshape(len(y)).astype(np.int64) if y.dtype.kind in "iub" else y.reshape(len(y))
+
+
+def _probabilities(outputs, are_logits):
+    """Outputs of shape (examples, classes), or (examples, 1) for two classes, as probabilities."""
+    if outputs.shape[1] == 1:
+        one = 1 / (1 + np.exp(-outputs)) if are_logits else outputs
+        return np.concatenate([1 - one, one], 1)
+    if not are_logits:
+        return outputs
+    raised = np.exp(outputs - outputs.max(1, keepdims=True))
+    return raised / raised.sum(1, keepdims=True)
+
+
+def _counts(scores, is_class):
+    """True and false positives, true and false negatives at each threshold."""
+    above = [
+        len(part) - np.searchsorted(np.sort(part), _THRESHOLDS)
+        for part in (scores[is_class], scores[~is_class])
+    ]
+    found, wrong = above
+    return found, wrong, (~is_class).sum() - wrong, is_class.sum() - found

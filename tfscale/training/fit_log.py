@@ -1,0 +1,96 @@
+"""The curves and the story of each numbered call of `fit`: those of a script, or of a `Trainer`.
+
+They lie beside the checkpoints of the call, where `tfscale.watch` and `tfscale.report` find them.
+"""
+
+import contextlib
+import socket
+
+from tfscale.cluster import environment
+from tfscale.monitor import run_log
+from tfscale.monitor.story import Story
+from tfscale.training import run_state
+from tfscale.training.measures import Measures
+
+_RECORDS_AN_EPOCH = 20
+
+
+@contextlib.contextmanager
+def kept(run, loop, folder, saved):
+    """Inside, a call of `fit` is logged; every worker measures and the chief writes.
+
+    Args:
+        run: the `FitRun`, with its callbacks.
+        loop: the `Loop` that is going to take it.
+        folder: of this call, or None to keep nothing.
+        saved: the checkpoint that it goes on from, or None.
+    """
+    if folder is None:
+        yield
+        return
+    every = max(1, (run.steps_per_epoch or _RECORDS_AN_EPOCH) // _RECORDS_AN_EPOCH)
+    run.measures = run.measures or Measures(every)
+    log = None
+    if loop.is_chief:
+        log = FitLog(folder, loop, run, every, saved.step if saved else 0)
+        run.callbacks.callbacks.append(log)
+    try:
+        yield
+    except BaseException as error:
+        if log is not None:
+            log.ended_by(error)
+        raise
+
+
+class FitLog(run_log.RunLog):
+    """Writes `metrics.jsonl` and `events.jsonl` of one call of `fit`; for the chief.
+
+    Args:
+        folder: where they go.
+        loop: the `Loop`.
+        run: the `FitRun`.
+        every_steps: as for `RunLog`.
+        first_step: the step that this life begins after.
+    """
+
+    def __init__(self, folder, loop, run, every_steps, first_step):
+        replicas = loop.strategy.num_replicas_in_sync
+        sent = loop.reduction.bytes_per_update(loop.model.trainable_variables, replicas)
+        super().__init__(None, loop.progress, every_steps, run.measures, None, sent)
+        self._folder, self._loop, self._run, self._first_step = folder, loop, run, first_step
+
+    def on_train_begin(self, logs=None):
+        """Open the files; a call that had ended before does not come here."""
+        tensorboard = self._folder / "tensorboard"
+        lines = self._folder / "metrics.jsonl"
+        self._log = run_log.ScalarLog(lines, tensorboard, self._first_step)
+        self._story = Story(self._folder / "events.jsonl")
+        shard = self._loop.shard
+        self._story.begin(
+            self._first_step,
+            num_workers=shard.num_workers,
+            num_replicas=self._loop.strategy.num_replicas_in_sync,
+            workers=list(environment.resolve().workers),
+            host=socket.gethostname(),
+            parameters=self._loop.model.count_params(),
+            steps_per_epoch=self._run.steps_per_epoch,
+            epochs=self._run.epochs,
+            versions=run_state.versions(),
+            **self._log.seen,
+        )
+
+    def on_train_end(self, logs=None):
+        self._story.tell("end", self._progress.step)
+        self._close()
+
+    def ended_by(self, error):
+        """Note what ended the call before its end; for an `except`."""
+        if self._story is not None:
+            with contextlib.suppress(OSError):  # a full disk, of which the error itself tells
+                self._story.tell_error(self._progress.step, error)
+                self._close()
+
+    def _close(self):
+        self._log.close()
+        self._story.close()
+        self._story = None

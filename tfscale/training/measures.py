@@ -1,0 +1,130 @@
+"""What `fit` measures of its steps, on the host: times of each worker, norms, histograms.
+
+The numbers come out of the graph (`probe.py`) with those the host reads anyway, the same on all
+workers. Nothing in the loop depends on them; whoever shows them takes them from here.
+"""
+
+import math
+import time
+
+import numpy as np
+
+from tfscale.strategy import is_deterministic
+
+PARTS = ("input", "compute", "exchange", "host")  # of a worker's step, in the graph's order
+_NORMS = ("gradient_norm", "weight_norm")
+
+
+class Measures:
+    """Collects what is measured between two records.
+
+    Args:
+        every_steps: the gradients are measured in the step that reaches a multiple of so many,
+            and in the last of an epoch. The same on all workers.
+        histograms_every_steps: the same for histograms of weights and gradients; 0 for none.
+    """
+
+    def __init__(self, every_steps, histograms_every_steps=0):
+        self.every_steps, self.histograms_every_steps = every_steps, histograms_every_steps
+        self._functions = None
+        self._forget()
+
+    def begin(self, functions, spec, devices):
+        """Begin a run.
+
+        Args:
+            functions: the model's `functions.Functions`.
+            spec: of its batches.
+            devices: names of those it trains on. The host's clock does not see into the steps of
+                a GPU, which run later than they are asked for; and deterministic operations do
+                not read the clock.
+        """
+        self._functions = functions
+        on_gpu = any("GPU" in device for device in devices)
+        self._sees_times = not on_gpu and not is_deterministic()
+        if self.draws:
+            functions.prepare_histograms(spec)
+
+    @property
+    def draws(self):
+        """Whether there are histograms."""
+        return self.histograms_every_steps > 0
+
+    def host_is_done(self):
+        """Count the host's time since the last steps up to here, where it may wait for others."""
+        if self._looked is not None:
+            self._host_seconds, self._looked = time.perf_counter() - self._looked, None
+
+    def asked(self, at, k, steps_in_epoch):
+        """Return what the graph is asked for with the next k steps, as `Functions` takes it."""
+        ends = at.position + k == steps_in_epoch
+        host_seconds, self._host_seconds = self._host_seconds, 0.0
+        self._asked = [
+            ends or _passes(at.step, k, self.every_steps),
+            self.draws and _passes(at.step, k, self.histograms_every_steps),
+            int(1e9 * host_seconds),
+        ]
+        return self._asked
+
+    def add(self, results, steps):
+        """Take what an execution measured.
+
+        Args:
+            results: what `Functions.train_steps` returned, as arrays.
+            steps: that were taken.
+        """
+        self._looked = time.perf_counter()
+        if self._asked[0]:
+            found = {name: float(results[name]) for name in _NORMS}
+            self._norms = {name: norm for name, norm in found.items() if math.isfinite(norm)}
+            if not found["gradient_norm"]:  # none were seen
+                del self._norms["gradient_norm"]
+        if self._asked[1]:
+            self._histograms = results["histograms"]
+        if steps and self._is_warm and self._sees_times:  # the first one waits for others to trace
+            self._seconds = self._seconds + 1e-9 * results["workers"]
+            self._steps += steps
+        self._is_warm = True
+
+    def take(self):
+        """Return what was measured since the last call, and begin anew.
+
+        Returns:
+            A dict: `workers`, seconds a step of each worker by part, as in `PARTS`; the
+            `gradient_norm` and the `weight_norm` after the last step; each only where there is
+            one.
+        """
+        found = {}
+        if self._steps:
+            columns = (self._seconds / self._steps).T.tolist()
+            found["workers"] = dict(zip(PARTS, columns, strict=True))
+        found |= self._norms
+        self._norms, self._seconds, self._steps = {}, 0.0, 0
+        return found
+
+    def take_histograms(self):
+        """Return histograms since the last call, by the variable's path; {} where none is due.
+
+        Returns:
+            Pairs of arrays by name, "gradients/PATH" and "weights/PATH": least and greatest number
+            first, then counts in equal bins between them.
+        """
+        gradients, self._histograms = self._histograms, None
+        if gradients is None:
+            return {}
+        functions = self._functions
+        weights = [np.asarray(h) for h in functions.weight_histograms()]
+        named = {f"weights/{p}": h for p, h in zip(functions.weight_paths(), weights, strict=True)}
+        paths = functions.gradient_paths
+        named |= {f"gradients/{p}": h for p, h in zip(paths, gradients, strict=True)}
+        return {name: h for name, h in named.items() if np.isfinite(h[:2]).all()}
+
+    def _forget(self):
+        self._seconds, self._steps, self._norms, self._histograms = 0.0, 0, {}, None
+        self._is_warm, self._looked, self._asked = False, None, [0, 0, 0]
+        self._sees_times, self._host_seconds = True, 0.0
+
+
+def _passes(step, k, every):
+    """Whether the next k steps come to a multiple of a number."""
+    return every > 0 and (step + k) // every > step // every

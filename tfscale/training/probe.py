@@ -1,0 +1,213 @@
+"""What a step tells about itself from inside the graph: when its gradients are there, and how long.
+
+Owns the clock readings around the reduction, the norm of the reduced gradients and their
+histograms. They stand beside the step: nothing in it waits for them or is computed from them.
+What becomes of the numbers on the host is in `measures.py`.
+"""
+
+import contextlib
+import functools
+import threading
+
+import numpy as np
+import tensorflow as tf
+
+from tfscale.strategy import is_deterministic
+
+BINS = 30  # of a histogram
+_ZERO = np.float64(0)
+_active = threading.local()
+
+
+class Step:
+    """What is measured of one step; filled while it is traced.
+
+    Args:
+        is_due: a bool tensor: measure the gradients of this step.
+        draws: a bool tensor: make histograms of them; None where none is ever made.
+    """
+
+    def __init__(self, is_due, draws=None):
+        self._is_due, self._draws = is_due, draws
+        self.results = {}
+
+    def on_replica(self):
+        """Return what measures one replica's step, to be made in the replica."""
+        return Replica(self._is_due, self._draws)
+
+    def begin(self):
+        """Read the clock as the step begins, before it asks for its batch."""
+        self._begun = _now()
+
+    def has(self, element):
+        """Read the clock when the batch is there."""
+        with tf.control_dependencies(_tensors(element)):
+            self._fed = _now()
+
+    def end(self, results):
+        """Take what the replicas of this process measured.
+
+        `results` are then a dict of tensors: `measured`, float64 of shape (4,): seconds of
+        waiting for the batch, from there to the gradients, from there to their sums; and the
+        norm of the gradients, 0 where it was not due; and `histograms`, where those are made.
+        Few operations, because each costs in every step.
+
+        Args:
+            results: what `Replica.results` returned, one a replica.
+        """
+        clocks = [result.pop("clocks") for result in results]
+        clocks = [functools.reduce(tf.maximum, one) for one in zip(*clocks, strict=True)]
+        first = results[0]
+        norm = first.pop("norm")
+        if len(clocks) == 2:  # the step has one optimizer
+            ends, begins = [self._fed, *clocks, norm], [self._begun, self._fed, clocks[0], _ZERO]
+            measured = tf.stack(ends) - tf.stack(begins)
+        else:
+            ready, summed = clocks[0::2], clocks[1::2]
+            exchange = sum((s - r for r, s in zip(ready, summed, strict=True)), _ZERO)
+            parts = zip([self._fed, *summed], ready, strict=False)
+            compute = sum((r - before for before, r in parts), _ZERO)
+            measured = tf.stack([self._fed - self._begun, compute, exchange, norm])
+        self.results = {**first, "measured": measured}
+
+
+class Replica:
+    """What is measured of one replica's step; filled while it is traced.
+
+    Args:
+        is_due: as for `Step`.
+        draws: as for `Step`.
+    """
+
+    def __init__(self, is_due, draws=None):
+        self._is_due, self._draws, self._context = is_due, draws, _context()
+        self._clocks, self._seen, self.paths = [], [], []
+
+    def around(self, reduce, gradients, variables, scale=None):
+        """Reduce gradients, and see when they were there and when their sums were.
+
+        Args:
+            reduce: gives the sums of a list of gradients; None where there is nothing to sum.
+            gradients: tensors or `tf.IndexedSlices`, None where a variable has none.
+            variables: those they are of.
+            scale: what the loss was multiplied with, a scalar; None for 1.
+
+        Returns:
+            The sums.
+        """
+        if _context() != self._context:  # a condition or a compiled part, whose tensors stay there
+            return gradients if reduce is None else reduce(gradients)
+        ready = _clock_after(gradients)
+        sums, summed = gradients, ready
+        if reduce is not None:
+            sums = reduce(gradients)
+            summed = _clock_after(sums)
+        self._clocks += [ready, summed]
+        present = [(g, v) for g, v in zip(sums, variables, strict=True) if g is not None]
+        self._seen += [(gradient, scale) for gradient, _ in present]
+        self.paths += [variable.path for _, variable in present]
+        return sums
+
+    def results(self):
+        """Return the measured numbers, a dict of tensors for `Step.end`."""
+        seen, self._seen = self._seen, []
+        found = {"clocks": self._clocks, "norm": tf.constant(0.0, tf.float64)}
+        if seen:
+            nothing = found["norm"]
+            found["norm"] = tf.cond(self._is_due, lambda: _norm(seen), lambda: nothing)
+        if self._draws is not None and not seen:
+            found["histograms"] = tf.zeros([0, BINS + 2], tf.float64)
+        elif self._draws is not None:
+            found["histograms"] = tf.cond(
+                self._draws,
+                lambda: _histograms(seen),
+                lambda: tf.zeros([len(seen), BINS + 2], tf.float64),
+            )
+        return found
+
+
+def current():
+    """Return the `Replica` whose step runs in this thread; None where nothing is measured."""
+    return getattr(_active, "replica", None)
+
+
+@contextlib.contextmanager
+def measuring(replica):
+    """Inside, the calling thread's step is measured by a `Replica`; by none with None."""
+    previous, _active.replica = current(), replica
+    try:
+        yield
+    finally:
+        _active.replica = previous
+
+
+def around(reduce, optimizer, gradients, variables):
+    """Reduce gradients, measured if somebody measures; as `Replica.around`."""
+    replica = current()
+    if replica is None:
+        return gradients if reduce is None else reduce(gradients)
+    scale = optimizer.scale_loss(tf.constant(1.0))
+    return replica.around(reduce, gradients, variables, scale)
+
+
+def squares(tensors):
+    """Return the sum of all squares in tensors, a float32 scalar."""
+    halves = [tf.nn.l2_loss(tf.cast(tensor, tf.float32)) for tensor in tensors]
+    return 2 * tf.add_n(halves) if halves else tf.constant(0.0)
+
+
+def _now():
+    """The clock; deterministic operations refuse to read it."""
+    return tf.constant(0.0, tf.float64) if is_deterministic() else tf.timestamp()
+
+
+def _context():
+    return "eager" if tf.executing_eagerly() else id(tf.compat.v1.get_default_graph())
+
+
+def _tensors(nested):
+    """Tensors of a nested structure of them, of slices and of ragged ones."""
+    return [t for t in tf.nest.flatten(nested, expand_composites=True) if t is not None]
+
+
+def _clock_after(nested):
+    with tf.control_dependencies(_tensors(nested)):
+        return _now()
+
+
+def _dense_rows(gradient):
+    """A gradient's values, each row once."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    rows, places = tf.unique(gradient.indices)
+    return tf.math.unsorted_segment_sum(gradient.values, places, tf.size(rows))
+
+
+def _norm(seen):
+    """The norm of all gradients together, of the loss as it is without a scale."""
+    by_scale = {}
+    for gradient, scale in seen:
+        by_scale.setdefault(id(scale), (scale, []))[1].append(_dense_rows(gradient))
+    parts = [squares(gradients) / scale**2 for scale, gradients in by_scale.values()]
+    return tf.cast(tf.sqrt(tf.add_n(parts)), tf.float64)
+
+
+def _histograms(seen):
+    """For each gradient its least and greatest number, and how many lie in each of the bins."""
+    return tf.stack([histogram(_dense_rows(g) / tf.cast(scale, g.dtype)) for g, scale in seen])
+
+
+def histogram(tensor):
+    """Return a float64 vector: least, greatest, and the counts in `BINS` equal bins between.
+
+    Where a number is not finite the first two are not, and the counts mean nothing.
+    """
+    values = tf.cast(tf.reshape(tensor, [-1]), tf.float32)
+    ends = tf.stack([tf.reduce_min(values), tf.reduce_max(values)])
+    finite = tf.reduce_all(tf.math.is_finite(values))
+    low, high = tf.unstack(tf.where(finite, ends, [0.0, 1.0]))
+    high = tf.maximum(high, low + tf.maximum(tf.abs(low) * 1e-5, 1e-30))  # of equal numbers, too
+    values = tf.where(tf.math.is_finite(values), values, 0.0)
+    counts = tf.histogram_fixed_width(values, [low, high], BINS, tf.int32)
+    ends = tf.where(finite, tf.stack([low, high]), float("nan"))
+    return tf.cast(tf.concat([ends, tf.cast(counts, tf.float32)], 0), tf.float64)
