@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tfscale.monitor import run_log
+from tfscale.monitor import workers
 from tfscale.monitor.event_file import EventFile
 from tfscale.monitor.run_log import RunLog, ScalarLog
 from tfscale.monitor.story import Story
@@ -151,7 +151,7 @@ class Measured:
 
 
 def test_measures_and_the_story_stand_beside_the_numbers(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_log, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(workers, "RECENT_SECONDS", 0)
     log, story = ScalarLog(path, tmp_path / "tensorboard"), Story(tmp_path / "events.jsonl")
     story.begin(0)
     progress = Progress()

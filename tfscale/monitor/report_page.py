@@ -127,7 +127,7 @@ def _happened(runs, colours):
         lines = [text for _, text in run.happened()]
         slow = run.slowest()
         if slow is not None:
-            lines.append("Over all records: " + slow.words())
+            lines.append(slow.words())
         if not lines:
             lines = ["It did not say."]
         items = "".join(f"<li>{_text(line[0].upper() + line[1:])}</li>" for line in lines)

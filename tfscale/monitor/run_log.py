@@ -5,6 +5,7 @@ chart; each worker's own times have a folder a worker. The numbers come with the
 with what the loop has measured; the norm of the weights alone is asked for here.
 """
 
+import collections
 import json
 import os
 import pathlib
@@ -129,7 +130,8 @@ class RunLog(keras.callbacks.Callback):
         self._log, self._progress, self._every_steps = log, progress, every_steps
         self._measures, self._story, self._update_bytes = measures, story, update_bytes
         self._last_step = progress.step
-        self._measured, self._told = [], None  # of each worker; the slow one last told of
+        self._measured = collections.deque(maxlen=_REMEMBERED)  # of each worker
+        self._looked, self._told = time.time(), None  # when; and the slow one last told of
 
     def on_epoch_begin(self, epoch, logs=None):
         self._last_step = self._progress.step
@@ -183,17 +185,12 @@ class RunLog(keras.callbacks.Callback):
 
     def _look_for_slow(self, times):
         """Tell, once for each worker, of one that the others have waited for in this life."""
-        now = time.monotonic()
-        self._measured = [*self._measured[1 - _REMEMBERED :], (now, times)]
-        enough = (
-            n
-            for n in range(_LOOK_BACK, len(self._measured) + 1)
-            if now - self._measured[-n][0] >= _LOOK_SECONDS
-        )
-        recent = next(enough, None)
-        if self._story is None or recent is None:
+        now = time.time()
+        self._measured.append({"time": now, "workers": times})
+        if self._story is None or now - self._looked < workers.RECENT_SECONDS:
             return
-        found = workers.slowest([one for _, one in self._measured], last=recent)
+        self._looked = now
+        found = workers.slowest(list(self._measured))
         if found and found.is_slow and found.worker != self._told:
             self._told = found.worker
             self._story.tell(
@@ -207,5 +204,4 @@ class RunLog(keras.callbacks.Callback):
                 events.histogram(self._progress.step, f"5 {name}", low, high, counts)
 
 
-_LOOK_BACK, _LOOK_SECONDS = 10, 10  # records and time after which a worker is called slow
-_REMEMBERED = 200  # records in which a worker's own best is looked for
+_REMEMBERED = 2000  # records of this life, in which a slow worker is looked for
