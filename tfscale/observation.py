@@ -58,6 +58,7 @@ class Observation:
         if trainer.is_chief:
             tensorboard = folder.tensorboard if config.log.tensorboard else None
             self._log = run_log.ScalarLog(folder.metrics, tensorboard, self._first_step)
+            self._log.forget_later_points()
             self._story = Story(folder.events)
             update_bytes = trainer.reduction.bytes_per_update(
                 trainer.model.trainable_variables, trainer.strategy.num_replicas_in_sync

@@ -1,5 +1,6 @@
 """A worker of two: trains without and with measures, the second time with a slow worker 1."""
 
+import itertools
 import sys
 import time
 
@@ -12,6 +13,7 @@ import numpy as np  # noqa: E402
 
 from tfscale import models  # noqa: E402
 from tfscale.testing import collect  # noqa: E402
+from tfscale.training.measures import Measures  # noqa: E402
 from tfscale.training.trainer import Trainer  # noqa: E402
 
 rank = shard_of(strategy).worker
@@ -34,13 +36,17 @@ class Busy(keras.callbacks.Callback):
         self.was_free = time.monotonic()
 
 
+voted = itertools.cycle([0, 0, 1])
+Measures.vote = lambda *_: next(voted)  # of the chief: leaves out every third execution
+
+
 def weights(run_dir, callbacks):
     keras.utils.set_random_seed(0)
     with strategy.scope():
         model = models.build("convnet", (8, 8, 1), 10, filters=(4,), dropout=0.2)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.Adam(1e-3, global_clipnorm=0.5), loss)
-    options = {"global_batch_size": 16, "epochs": 2, "steps_per_execution": 2, "verbose": 0}
+    options = {"global_batch_size": 16, "epochs": 3, "steps_per_execution": 2, "verbose": 0}
     Trainer(model, run_dir=run_dir).fit(x, y, callbacks=callbacks, **options)
     return np.concatenate([np.ravel(w) for w in model.get_weights()])
 

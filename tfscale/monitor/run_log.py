@@ -9,9 +9,12 @@ import collections
 import json
 import os
 import pathlib
+import queue
+import threading
 import time
 
 import keras
+from absl import logging
 
 from tfscale.monitor import charts, story, workers
 from tfscale.monitor.event_file import EventFile
@@ -36,7 +39,7 @@ class ScalarLog:
     def __init__(self, lines_path, tensorboard_dir=None, first_step=0):
         self._path = pathlib.Path(lines_path)
         self._tensorboard_dir, self._first_step = tensorboard_dir, first_step
-        self._files = {}
+        self._files, self._lock, self._drawn = {}, threading.Lock(), None
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self.seen = _last_sign(self._path)
         kept = _kept_lines(self._path, first_step)
@@ -57,17 +60,43 @@ class ScalarLog:
         record = self.note(kind, step, values, **facts)
         if self._tensorboard_dir is None:
             return
-        for run, points in charts.curves(kind, record).items():
-            self.events(run).scalars(step, points)
+        if self._drawn is None:
+            self._drawn = queue.Queue(_MOST_WAITING)
+            self._thread = threading.Thread(target=self._draw_all, name="tfscale-curves")
+            self._thread.daemon = True
+            self._thread.start()
+        self._drawn.put((kind, record))
+
+    def _draw_all(self):
+        """Write the points of records to the event files while the next steps are taken."""
+        while (item := self._drawn.get()) is not None:
+            kind, record = item
+            try:
+                for run, points in charts.curves(kind, record).items():
+                    self.events(run).scalars(record["step"], points)
+            except Exception as error:  # whatever it is, the run is worth more
+                logging.warning("TensorBoard lacks step %d: %s", record["step"], error)
 
     def events(self, run):
         """Return the `EventFile` of a run in TensorBoard, such as "train"; None without any."""
         if self._tensorboard_dir is None:
             return None
-        if run not in self._files:
-            folder = pathlib.Path(self._tensorboard_dir) / run
-            self._files[run] = EventFile(folder, self._first_step)
-        return self._files[run]
+        with self._lock:
+            if run not in self._files:
+                folder = pathlib.Path(self._tensorboard_dir) / run
+                # A test at the first step is scored again.
+                self._files[run] = EventFile(folder, self._first_step - (run == "test"))
+            return self._files[run]
+
+    def forget_later_points(self):
+        """Have TensorBoard leave out what earlier lives wrote of later steps, in all folders.
+
+        For whoever owns them all, an evaluator does not.
+        """
+        if self._tensorboard_dir is not None and pathlib.Path(self._tensorboard_dir).is_dir():
+            for folder in pathlib.Path(self._tensorboard_dir).iterdir():
+                if any(folder.glob("events.out.tfevents.*")) and folder.name != "evaluator":
+                    self.events(folder.name)
 
     def note(self, kind, step, values, **facts):
         """Write one record as a line of JSON alone, and return it; arguments as for `write`."""
@@ -77,8 +106,12 @@ class ScalarLog:
         return record
 
     def close(self):
-        """Close the files."""
+        """Write what waits, and close the files."""
         self._file.close()
+        if self._drawn is not None:
+            self._drawn.put(None)
+            self._thread.join()
+            self._drawn = None
         for file in self._files.values():
             file.close()
 
@@ -204,4 +237,5 @@ class RunLog(keras.callbacks.Callback):
                 events.histogram(self._progress.step, f"5 {name}", low, high, counts)
 
 
+_MOST_WAITING = 1000  # records that a slow disk may keep waiting, before the run waits for it
 _REMEMBERED = 2000  # records of this life, in which a slow worker is looked for

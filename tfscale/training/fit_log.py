@@ -64,6 +64,7 @@ class FitLog(run_log.RunLog):
         tensorboard = self._folder / "tensorboard"
         lines = self._folder / "metrics.jsonl"
         self._log = run_log.ScalarLog(lines, tensorboard, self._first_step)
+        self._log.forget_later_points()
         self._story = Story(self._folder / "events.jsonl")
         shard = self._loop.shard
         self._story.begin(

@@ -13,7 +13,7 @@ from tfscale.data import elements
 from tfscale.training import bad_steps, own_step, probe, saving, state, weight_sums
 from tfscale.training import step as step_lib
 
-NUM_VOTES = 4  # of the host, in every execution
+NUM_VOTES = 5  # of the host, in every execution
 NUM_ASKED = 3  # what is to be measured, and how long this worker's host took before
 
 

@@ -127,7 +127,7 @@ class Loop(scorer.Scorer):
         with self.strategy.scope():
             self._functions.reset_metrics()
             iterator = run.iterator(self.shard, self.progress)
-            logs = self._take_steps(run, iterator, 1, self._options(run))[2]
+            logs = self._take_steps(run, iterator, 1)[2]
         self._beat_end()
         return logs
 
@@ -144,7 +144,7 @@ class Loop(scorer.Scorer):
         logs = self._logs(self._functions.metrics(True)) if at.position else {}
         taken, k, code, ended = 0, 0, 0, False
         stops = self.is_true_somewhere(self.model.stop_training)  # before a step, as Keras may
-        options = self._options(run)
+        options = self._options(run, run.measures and [0] * functions_lib.NUM_ASKED)
         while at.position != run.steps_in_epoch(at) and not run.stopped:
             if run.profile is not None:
                 run.profile.at(at.step)
@@ -152,7 +152,7 @@ class Loop(scorer.Scorer):
             k = run.next_steps(at, 1 if stops else most)
             run.callbacks.on_train_batch_begin(at.position)
             began = time.perf_counter()
-            taken, examples, chosen, votes = self._take_steps(run, iterator, k, options)
+            taken, examples, chosen, votes = self._take_steps(run, iterator, k)
             if run.health.goes_back:
                 self._go_back(run)
                 return
@@ -208,28 +208,30 @@ class Loop(scorer.Scorer):
         raise preemption.Leaving(code)
 
     @staticmethod
-    def _options(run):
-        """What the graph of a run's steps is made with."""
+    def _options(run, asked):
+        """What the graph of a run's steps is made with: one that measures, or one that does not."""
         options = {"open_ended": run.is_open_ended, "bounds": run.health.bounds}
-        if run.measures is not None:
-            nothing = tf.zeros([functions_lib.NUM_ASKED], tf.int64)
-            options |= {"asked": nothing, "draws": run.measures.draws}
+        if asked is not None:
+            options |= {"asked": tf.constant(asked, tf.int64), "draws": run.measures.draws}
         return options
 
-    def _take_steps(self, run, iterator, k, options):
+    def _take_steps(self, run, iterator, k):
         """Run k steps and read everything the host needs, once."""
-        if run.measures is not None:
-            asked = run.measures.asked(self.progress, k, run.steps_in_epoch(self.progress))
-            options = options | {"asked": tf.constant(asked, tf.int64)}
-        mine = [int(bool(self.model.stop_training)), 0, 0, preemption.vote()]
+        at, measures = self.progress, run.measures
+        asked = measures and measures.asked(at, k, run.steps_in_epoch(at))
+        if measures and measures.begins_other_graph:
+            at.is_traced = False  # which takes longer than the steps
+        mine = [int(bool(self.model.stop_training)), 0, 0, preemption.vote(), 0]
         if self.is_chief:
-            mine[1:3] = run.pace.choose(self.progress.step_seconds), run.saver.vote()
-        left_out = run.health.leaves_out(self.progress) and next(iterator, None) is not None
+            mine[1:3] = run.pace.choose(at.step_seconds), run.saver.vote()
+            if measures is not None:
+                mine[4] = measures.vote(at.step_seconds, run.steps_left(at))
+        left_out = run.health.leaves_out(at) and next(iterator, None) is not None
         results = self._functions.train_steps(
             iterator,
             tf.constant(0 if left_out else k, tf.int32),
             tf.constant(mine, tf.int64),
-            **options,
+            **self._options(run, asked),
         )
         # Where steps run eagerly, Keras 3.13 gives metrics as Python's numbers.
         results = tf.nest.map_structure(lambda t: t.numpy() if tf.is_tensor(t) else t, results)
@@ -237,8 +239,9 @@ class Loop(scorer.Scorer):
         if self.shard.num_workers * squares != fingerprints**2:
             elements.refuse_other_batches(run.data, self.shard, self.progress.epoch)
         examples, steps = int(results["examples"]), int(results["steps"]) + left_out
-        if run.measures is not None:
-            run.measures.add(results, int(results["steps"]))
+        if measures is not None:
+            measures.add(results, int(results["steps"]))
+            measures.hear(votes[4])
         if run.health.bounds is not None:
             self._look_at_last(run, steps, results)
         self.progress.learning_rate = float(results["learning_rate"])
