@@ -41,6 +41,8 @@ def lines(run, now=None, width=100):
     slow = run.slowest()
     if slow is not None:
         rows.append(("workers", slow.words()))
+    elif run.unseen_times:
+        rows.append(("workers", f"times unknown: {run.unseen_times}"))
     rows.append(("health", _health(run)))
     told = run.happened()[-_NEWS:]
     for event, text in told:

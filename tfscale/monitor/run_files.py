@@ -123,6 +123,11 @@ class RunFiles:
         """Return the `workers.Slowest` of this run; None for one worker."""
         return workers.slowest(self.records)
 
+    @property
+    def unseen_times(self):
+        """Why it measures no times of workers, in words; "" where it does, or did not say."""
+        return self.begun.get("unseen_times", "")
+
     def last(self, name, default=None):
         """Return the last value of a number beside the metrics, such as "goodput"."""
         for record in reversed(self.records):

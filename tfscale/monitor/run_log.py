@@ -16,7 +16,7 @@ import time
 import keras
 from absl import logging
 
-from tfscale.monitor import charts, story, workers
+from tfscale.monitor import charts, glance, run_files, story, workers
 from tfscale.monitor.event_file import EventFile
 
 
@@ -39,7 +39,8 @@ class ScalarLog:
     def __init__(self, lines_path, tensorboard_dir=None, first_step=0):
         self._path = pathlib.Path(lines_path)
         self._tensorboard_dir, self._first_step = tensorboard_dir, first_step
-        self._files, self._lock, self._drawn = {}, threading.Lock(), None
+        self._files, self._lock, self._waiting = {}, threading.Lock(), None
+        self._next_glance = 0.0  # on the monotonic clock
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self.seen = _last_sign(self._path)
         kept = _kept_lines(self._path, first_step)
@@ -58,24 +59,48 @@ class ScalarLog:
             **facts: further fields of the line of JSON, such as the epoch.
         """
         record = self.note(kind, step, values, **facts)
+        self._later(self._draw, kind, record)
+
+    def glance(self, step, is_news=True):
+        """Show how the run is, in a few lines, on TensorBoard's first page.
+
+        Args:
+            step: updates of the weights so far.
+            is_news: something has happened; without, it is shown now and then only.
+        """
+        if is_news or time.monotonic() >= self._next_glance:
+            self._next_glance = time.monotonic() + _GLANCE_SECONDS
+            self._later(self._draw_glance, step)
+
+    def _later(self, draw, *arguments):
+        """Write to event files while the next steps are taken."""
         if self._tensorboard_dir is None:
             return
-        if self._drawn is None:
-            self._drawn = queue.Queue(_MOST_WAITING)
+        if self._waiting is None:
+            self._waiting = queue.Queue(_MOST_WAITING)
             self._thread = threading.Thread(target=self._draw_all, name="tfscale-curves")
             self._thread.daemon = True
             self._thread.start()
-        self._drawn.put((kind, record))
+        self._waiting.put((draw, arguments))
 
     def _draw_all(self):
-        """Write the points of records to the event files while the next steps are taken."""
-        while (item := self._drawn.get()) is not None:
-            kind, record = item
+        while (item := self._waiting.get()) is not None:
+            draw, arguments = item
             try:
-                for run, points in charts.curves(kind, record).items():
-                    self.events(run).scalars(record["step"], points)
+                draw(*arguments)
             except Exception as error:  # whatever it is, the run is worth more
-                logging.warning("TensorBoard lacks step %d: %s", record["step"], error)
+                logging.warning("Not shown in TensorBoard: %s: %s", type(error).__name__, error)
+
+    def _draw(self, kind, record):
+        for run, points in charts.curves(kind, record).items():
+            self.events(run).scalars(record["step"], points)
+
+    def _draw_glance(self, step):
+        began = time.monotonic()
+        png, size = glance.picture(glance.facts(run_files.RunFiles(self._path.parent)))
+        self.events("train").picture(step, charts.GLANCE, png, size)
+        now = time.monotonic()  # reading a long run again takes its time
+        self._next_glance = max(self._next_glance, now + (now - began) / _GLANCE_SHARE)
 
     def events(self, run):
         """Return the `EventFile` of a run in TensorBoard, such as "train"; None without any."""
@@ -108,10 +133,10 @@ class ScalarLog:
     def close(self):
         """Write what waits, and close the files."""
         self._file.close()
-        if self._drawn is not None:
-            self._drawn.put(None)
+        if self._waiting is not None:
+            self._waiting.put(None)
             self._thread.join()
-            self._drawn = None
+            self._waiting = None
         for file in self._files.values():
             file.close()
 
@@ -180,6 +205,7 @@ class RunLog(keras.callbacks.Callback):
             self._write_training({k: v for k, v in logs.items() if not k.startswith("val_")})
         if validation:
             self._log.write("validation", self._progress.step, validation, epoch=epoch)
+        self._log.glance(self._progress.step, is_news=False)
 
     def on_bad_step(self, event):
         """Note a bad step; steps that a run takes again are written again."""
@@ -229,6 +255,7 @@ class RunLog(keras.callbacks.Callback):
             self._story.tell(
                 "slow worker", self._progress.step, worker=found.worker, text=found.words()
             )
+            self._log.glance(self._progress.step)
 
     def _draw_histograms(self):
         events = self._log.events("train")
@@ -238,4 +265,5 @@ class RunLog(keras.callbacks.Callback):
 
 
 _MOST_WAITING = 1000  # records that a slow disk may keep waiting, before the run waits for it
+_GLANCE_SECONDS, _GLANCE_SHARE = 30, 0.002  # at least so rarely, and at most so much of the time
 _REMEMBERED = 2000  # records of this life, in which a slow worker is looked for

@@ -47,6 +47,15 @@ class Slowest:
         extra = self.seconds * (1 - 1 / self.others)
         return self.others >= SLOW and extra >= _LEAST_SECONDS and self.errors >= _SURE
 
+    @property
+    def reason(self):
+        """Where it loses the time, in words."""
+        return {
+            "input": "it waits for its input",
+            "compute": "it computes longer",
+            "host": "its host is busy between steps, as with callbacks",
+        }[self.part]
+
     def words(self):
         """Return what is to be said of this worker, a sentence."""
         numbers = (
@@ -55,13 +64,8 @@ class Slowest:
         )
         if not self.is_slow:
             return f"No worker is slow: worker {self.worker} needs most, {numbers}."
-        does = {
-            "input": "it waits for its input",
-            "compute": "it computes longer",
-            "host": "its host is busy between steps, as with callbacks",
-        }[self.part]
         now = "now " if self.is_recent else ""
-        return f"Worker {self.worker} is {now}slow: {numbers}; {does}."
+        return f"Worker {self.worker} is {now}slow: {numbers}; {self.reason}."
 
 
 def before_reduction(times):

@@ -10,13 +10,12 @@ import contextlib
 import time
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfscale.cluster import pulse
 from tfscale.data import elements
+from tfscale.training import alike, fit_run, fits, pace, preemption, run_state, scorer, weight_sums
 from tfscale.training import callbacks as callbacks_lib
-from tfscale.training import fit_run, fits, pace, preemption, run_state, scorer, weight_sums
 from tfscale.training import functions as functions_lib
 from tfscale.training import health as health_lib
 
@@ -56,7 +55,7 @@ class Loop(scorer.Scorer):
     def _begin(self, run, saved):
         """Get ready, and go where a checkpoint or Keras' backup says."""
         callbacks_lib.check_alike(run.callbacks.callbacks, self.strategy, self.sums)
-        self._check_same_limits(run)
+        alike.check_limits(self, run)
         run.saver.begin(self.model, self.is_chief, run.validation is not None)
         if run.saver.saves:
             self._functions.read_state.get_concrete_function()  # traced before it must be quick
@@ -68,7 +67,11 @@ class Loop(scorer.Scorer):
         run.callbacks.on_train_begin()
         if saved is not None:
             run_state.go_on_from(self, run, saved)
-        self._go_on_from_backup(run, saved is not None)
+        backup = alike.backup_of_all(self, run)
+        if backup is not None and saved is None:
+            self.progress.start(backup[0], run.data.first_step(backup[0]) or 0)
+            self.progress.advance_to(backup[1])
+        self._wait_for_all()  # the chief may delete the backup that the others read
         if run.health.bounds is not None and run.health.bounds.undoes:
             self._functions.prepare_undo(run.data.element_spec)
         if run.measures is not None:
@@ -77,34 +80,6 @@ class Loop(scorer.Scorer):
         folder = run.saver.checkpoints and run.saver.checkpoints.directory
         if run.health.needs_checkpoint and (saved is None or saved.path.parent != folder):
             self._save(run)
-
-    def _check_same_limits(self, run):
-        """Refuse a `fit` that is to go on for longer on one worker than on another."""
-        if self.shard.num_workers == 1:
-            return
-        limits = {
-            "epochs": run.epochs,
-            "initial_epoch": run.first_epoch,
-            "steps an epoch": run.steps_per_epoch or 0,
-            "examples a global batch": run.data.global_batch_size or 0,
-        }
-        differ = self.differing(*limits.values())
-        for (name, value), differs in zip(limits.items(), differ, strict=True):
-            if differs:
-                raise ValueError(
-                    f"All workers must call fit alike. Received: {name} of {value} on worker "
-                    f"{self.shard.worker}, and other numbers on others. Give all the same."
-                )
-
-    def _check_same_rate(self):
-        """Refuse to go on where the steps of an epoch had another learning rate on one worker."""
-        rate = self.progress.learning_rate
-        if self.differing(int(np.float32(rate).view(np.uint32)))[0]:
-            raise ValueError(
-                "All workers must train with the same learning rate. Received: "
-                f"{rate:g} on worker {self.shard.worker} in epoch {self.progress.epoch + 1}, and "
-                "another on others. A callback that sets it must do so on every worker."
-            )
 
     def _end(self, run):
         """Finish the weights, tell the callbacks, and wait for what is written."""
@@ -284,22 +259,6 @@ class Loop(scorer.Scorer):
         logs = {**scorer.floats(metrics), **scorer.floats(reports or {})}
         return self._functions.in_order(logs, True)
 
-    def _go_on_from_backup(self, run, has_checkpoint):
-        """Go where Keras' BackupAndRestore has put the model, if no checkpoint says better."""
-        restored = callbacks_lib.restored_position(run.callbacks.callbacks)
-        if self.shard.num_workers > 1:
-            epoch, position = restored or (-1, 0)
-            if any(self.differing(epoch + 1, position)):
-                raise ValueError(
-                    "BackupAndRestore must find the same backup on every worker. Received: "
-                    f"{restored or 'none'} on worker {self.shard.worker}, and another on others. "
-                    "Use one `backup_dir` that all workers see, or remove what is left there."
-                )
-        if restored is not None and not has_checkpoint:
-            self.progress.start(restored[0], run.data.first_step(restored[0]) or 0)
-            self.progress.advance_to(restored[1])
-        self._wait_for_all()  # the chief may delete what the others read
-
     def _all_stop(self, run):
         """Whether a callback has just stopped the training, on any worker."""
         mine = int(bool(self.model.stop_training))
@@ -336,7 +295,7 @@ class Loop(scorer.Scorer):
         votes = [int(bool(self.model.stop_training)), preemption.vote()]
         if self.shard.num_workers > 1:
             votes = self.sums(*votes)
-            self._check_same_rate()
+            alike.check_rate(self)
         run.stopped = run.stopped or votes[0] > 0
         self.model.stop_training = run.stopped
         return logs, preemption.exit_code(votes[1]) if run.saver.saves else 0

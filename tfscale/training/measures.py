@@ -17,6 +17,22 @@ COST_SECONDS = 6e-5  # that measuring takes of a step at most, whatever its size
 _SHARE = 0.0075  # of the time of the steps that measuring may take
 
 
+def unseen_times(devices):
+    """Say why no times of workers can be measured; "" where they can.
+
+    The host's clock does not see into the steps of a GPU, which run later than they are asked
+    for; and deterministic operations do not read the clock.
+
+    Args:
+        devices: names of those that are trained on.
+    """
+    if is_deterministic():
+        return "deterministic operations read no clock"
+    if any("GPU" in device for device in devices):
+        return "steps on GPUs are seen by the profiler only"
+    return ""
+
+
 class Measures:
     """Collects what is measured between two records.
 
@@ -41,13 +57,10 @@ class Measures:
         Args:
             functions: the model's `functions.Functions`.
             spec: of its batches.
-            devices: names of those it trains on. The host's clock does not see into the steps of
-                a GPU, which run later than they are asked for; and deterministic operations do
-                not read the clock.
+            devices: names of those it trains on, as for `unseen_times`.
         """
         self._functions, self._began = functions, time.perf_counter()
-        on_gpu = any("GPU" in device for device in devices)
-        self._sees_times = not on_gpu and not is_deterministic()
+        self._sees_times = not unseen_times(devices)
         if self.draws:
             functions.prepare_histograms(spec)
 
