@@ -66,7 +66,7 @@ test-keras-versions:
 	done
 
 test-slow: setup
-	$(PYTEST) -m "slow and not faults" $(ARGS)
+	$(PYTEST) -m "slow and not faults and not docker and not slurm" $(ARGS)
 
 test-faults: setup
 	$(VENV)/bin/python -m pytest -m faults tests/faults $(ARGS)
