@@ -95,6 +95,14 @@ def test_a_fresh_clone_trains_the_digits_on_three_tasks(project):
     assert b"TensorBoard" in page("", b"<html")
     page("data/runs", b"mine")
 
+    # Other commands, which ask nobody for a cluster.
+    alone = ("run", "--rm", "--no-deps", "trainer")
+    scores = project.compose(*alone, "evaluate", "--run_dir=runs/mine")
+    assert f"accuracy {summary['test']['accuracy']:.4f}" in scores
+    project.compose(*alone, "report", "--run_dir=runs/mine", "--output=runs/report.html")
+    project.compose("cp", "tensorboard:/work/runs/report.html", str(project.folder))
+    assert "accuracy" in (project.folder / "report.html").read_text()
+
     # The whole of it again: the run is there, and nothing is trained anew.
     code, told = project.until_it_exits()
     assert code == 0, told
