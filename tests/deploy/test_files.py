@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import yaml
 
-from tfscale import command_line, fit
+from tfscale import command_line, fit, tune_flags
 from tfscale.cluster import hosts
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -95,6 +95,16 @@ def test_the_command_for_gpus_is_one_of_fit():
     trainer = load("docker/gpu.yaml")["services"]["trainer"]
     assert flags_of(filled(trainer["command"])).strategy == "mirrored"
     assert trainer["environment"]["TFSCALE_HOSTS"] == ""
+
+
+@pytest.mark.parametrize(("service", "role"), [("trainer", "chief"), ("worker", "worker")])
+def test_the_commands_of_a_search_are_those_of_tune(service, role):
+    found = load("docker/search.yaml")["services"][service]
+    first, *words = shlex.split(filled(found["command"], TFSCALE_FLAGS="--max_trials=4"))
+    assert first == "tune" and found["environment"]["TFSCALE_HOSTS"] == ""
+    values = command_line.parse(words, tune_flags.USAGE, tune_flags.define)
+    assert (values.search_chief, values.search_role) == ("trainer:7101", role)
+    assert values.run_dir == "runs/digits-search" and values.max_trials == 4
 
 
 @pytest.mark.parametrize("workers", ["0", "2", "12"])
