@@ -160,11 +160,12 @@ def kill_in_trial(process, run_dir, number, epoch):
 
 
 def processes_in(run_dir):
-    """Processes whose command line names a folder."""
+    """Processes whose command line names a folder, or that write into a file in it."""
     found = []
     for entry in pathlib.Path("/proc").glob("[0-9]*"):
         try:
             text = (entry / "cmdline").read_bytes().decode(errors="replace")
+            text += os.readlink(entry / "fd/1")
         except OSError:
             continue
         if str(run_dir) in text and int(entry.name) != os.getpid():

@@ -206,6 +206,12 @@ def _list_models():
     return 0
 
 
+def import_ahead():
+    """Import what a run needs, in a process that does not know yet which one it will be."""
+    with command_line.quiet_import():
+        from tfscale import experiment  # noqa: F401
+
+
 def _train(values, cluster):
     if cluster.is_evaluator:
         return evaluate.evaluator_task(values.config, values.run_dir)

@@ -7,10 +7,10 @@ and what is not written does not end the run.
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import socket
 
-import numpy as np
 from absl import logging
 
 from tfscale.cluster import environment
@@ -20,14 +20,11 @@ from tfscale.models import objectives
 from tfscale.monitor import charts, event_file, model_graph, pages, pictures, run_log
 from tfscale.monitor.run_files import RunFiles
 from tfscale.monitor.story import Story
-from tfscale.training import run_state
-from tfscale.training.measures import Measures
+from tfscale.training import run_state, tested
+from tfscale.training.measures import Measures, unseen_times
 from tfscale.training.profile import Profile
 
 _RECORDS_AN_EPOCH = 20
-_NUM_MISTAKES = 32  # test examples that are shown
-_MOST_CURVES = 10  # of precision and recall
-_THRESHOLDS = np.linspace(0, 1, 101)
 
 
 class Observation:
@@ -58,6 +55,7 @@ class Observation:
         if trainer.is_chief:
             tensorboard = folder.tensorboard if config.log.tensorboard else None
             self._log = run_log.ScalarLog(folder.metrics, tensorboard, self._first_step)
+            self._log.forget_later_points()
             self._story = Story(folder.events)
             update_bytes = trainer.reduction.bytes_per_update(
                 trainer.model.trainable_variables, trainer.strategy.num_replicas_in_sync
@@ -82,8 +80,14 @@ class Observation:
         facts = facts | {"life": self._story.events[-1]["life"], "step": self._first_step}
         config = dataclasses.asdict(run.config)
         events.text(self._first_step, "about this run", pages.about(config, facts))
-        events.page(charts.layout(["loss", *run.config.metrics.names], facts["num_workers"]))
+        events.page(
+            charts.layout(
+                ["loss", *run.config.metrics.names], facts["num_workers"], not facts["unseen_times"]
+            )
+        )
         self._mark_restart()
+        if self._first_step:
+            self._log.glance(self._first_step)
         self._tell_what_happened()
         self._write_hparams(config, facts)
 
@@ -147,7 +151,13 @@ class Observation:
             "steps_per_epoch": run.splits.train.steps_per_epoch,
             "epochs": run.config.train.epochs,
             "versions": run_state.versions(),
+            "unseen_times": self._unseen_times(),
         }
+
+    def _unseen_times(self):
+        if self.measures is None:
+            return "--config.log.measures is off"
+        return unseen_times(self._run.trainer.strategy.extended.worker_devices)
 
     def _guarded(self, what, write, *arguments):
         """Write something that a run can do without."""
@@ -180,6 +190,7 @@ class Observation:
 
     def _end_pages(self):
         self._mark_best()
+        self._log.glance(self._run.trainer.progress.step)
         self._tell_what_happened()
         if self._hparams is not None:
             self._hparams.ended()
@@ -209,7 +220,7 @@ class Observation:
         share, _ = elements.with_count(element)
         x, y = (part[:number].numpy() for part in share[:2])
         if pictures.are_images(x):
-            captions = [str(label) for label in _classes(y)] if y.ndim <= 2 else [""] * len(x)
+            captions = [str(c) for c in tested.classes_of(y)] if y.ndim <= 2 else [""] * len(x)
             self._show("inputs", pictures.grid(x, captions), self._first_step)
 
     def _show(self, name, drawn, step, description=""):
@@ -231,37 +242,20 @@ class Observation:
             return None
         if test.num_examples > config.log.test_examples:
             return None
-        shape = self._run.trainer.model.output_shape
-        if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] not in (1, classes):
-            return None
-        outputs = self._run.trainer.predict(test).astype(np.float64)
         arguments = objectives.with_logits(config.loss.name, config.loss.arguments)
-        return _probabilities(outputs, bool(arguments.get("from_logits", False)))
+        are_logits = bool(arguments.get("from_logits", False))
+        return tested.probabilities(self._run.trainer, test, classes, are_logits)
 
-    def _draw_test(self, test, probabilities):
+    def _draw_test(self, test, outputs):
         """Draw the worst mistakes, the confusion matrix, and precision over recall."""
-        step, classes = self._run.trainer.progress.step, probabilities.shape[1]
-        elements_ = [elements.with_count(e)[0] for e in test.epoch(Shard())]
-        true = np.concatenate([_classes(share[1].numpy()) for share in elements_])
-        predicted = probabilities.argmax(1)
-        counts = np.zeros([classes, classes], np.int64)
-        np.add.at(counts, (true, predicted), 1)
-        self._show("confusion matrix", pictures.confusion(counts), step)
-        of_true = probabilities[np.arange(len(true)), true]
-        wrong = np.flatnonzero(predicted != true)
-        worst = wrong[np.argsort(of_true[wrong], kind="stable")][:_NUM_MISTAKES]
-        sizes = np.cumsum([0] + [len(share[1]) for share in elements_])
-        if len(worst) and pictures.are_images(elements_[0][0]):
-            images = []
-            for i in worst:
-                at = np.searchsorted(sizes, i, side="right") - 1
-                images.append(elements_[at][0][i - sizes[at]].numpy())
-            captions = [f"{true[i]} as {predicted[i]}" for i in worst]
+        step, result = self._run.trainer.progress.step, tested.Tested(test, outputs)
+        self._show("confusion matrix", result.confusion(), step)
+        worst = result.worst()
+        if worst is not None:
             text = "The true class, and the one that the model took it for; the worst first."
-            self._show("worst mistakes", pictures.grid(np.stack(images), captions), step, text)
+            self._show("worst mistakes", worst, step, text)
         events = self._log.events("train")
-        for label in range(min(classes, _MOST_CURVES)) if events is not None else ():
-            counts = _counts(probabilities[:, label], true == label)
+        for label, counts in result.counts() if events is not None else ():
             events.precision_recall(step, f"class {label}", counts)
 
     def _write_hparams(self, config, facts):
@@ -279,32 +273,6 @@ class Observation:
         self._hparams = event_file.EventFile(self._folder.tensorboard)
         plain = (bool, int, float, str)
         chosen = {n: v if isinstance(v, plain) else json.dumps(v) for n, v in values.items()}
-        self._hparams.chosen(self._folder.path.name, chosen)
-
-
-def _classes(y):
-    """Numbers of classes, of such numbers or of one-hot vectors."""
-    if y.ndim == 2 and y.shape[1] > 1:
-        return y.argmax(1)
-    return y.reshape(len(y)).astype(np.int64) if y.dtype.kind in "iub" else y.reshape(len(y))
-
-
-def _probabilities(outputs, are_logits):
-    """Outputs of shape (examples, classes), or (examples, 1) for two classes, as probabilities."""
-    if outputs.shape[1] == 1:
-        one = 1 / (1 + np.exp(-outputs)) if are_logits else outputs
-        return np.concatenate([1 - one, one], 1)
-    if not are_logits:
-        return outputs
-    raised = np.exp(outputs - outputs.max(1, keepdims=True))
-    return raised / raised.sum(1, keepdims=True)
-
-
-def _counts(scores, is_class):
-    """True and false positives, true and false negatives at each threshold."""
-    above = [
-        len(part) - np.searchsorted(np.sort(part), _THRESHOLDS)
-        for part in (scores[is_class], scores[~is_class])
-    ]
-    found, wrong = above
-    return found, wrong, (~is_class).sum() - wrong, is_class.sum() - found
+        began = datetime.datetime.fromtimestamp(self._story.events[0]["time"])
+        # Of two runs of the same name TensorBoard would make one.
+        self._hparams.chosen(f"{self._folder.path.name} {began:%Y-%m-%d %H:%M:%S}", chosen)

@@ -41,7 +41,8 @@ def _main(argv):
         output.write_text(report_page.page(runs, time.time()), encoding="utf-8")
     except OSError as error:
         raise config_files.UsageError(
-            f"--output must be a file that can be written. Received: {output} ({error.strerror})."
+            f"--output must be a file that can be written. Received: {output} ({error.strerror}). "
+            "Name another place, such as --output=report.html."
         ) from None
     print(output)
     return 0

@@ -20,6 +20,8 @@ def test_looking_changes_no_bit_and_names_the_slow_worker(tmp_path):
     [run] = find(tmp_path / "run")
     found = run.slowest()
     assert (found.worker, found.part, found.is_slow) == (1, "host", True)
+    assert ["workers" in r for r in run.records].count(True) == 20  # of 30; the first one traces
     assert run.records[-1]["bytes_sent"] > 0
     shown = "\n".join(follow.lines(run))
-    assert "Worker 1 is slow" in shown and "finished" in shown and "step 40/40" in shown
+    assert found.words()[:60] in shown and "Worker 1 is slow" in shown
+    assert "finished" in shown and "step 60/60" in shown

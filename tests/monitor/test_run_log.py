@@ -1,14 +1,15 @@
 """The curves of a run: which lines are written, when, and what a later life keeps."""
 
 import json
+import threading
 
 import made_runs
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-from tfscale.monitor import run_log
+from tfscale.monitor import workers
 from tfscale.monitor.event_file import EventFile
 from tfscale.monitor.run_log import RunLog, ScalarLog
 from tfscale.monitor.story import Story
@@ -71,6 +72,46 @@ def test_later_life_keeps_what_came_before_its_checkpoint(path, first_step, kept
     ScalarLog(path, first_step=first_step).close()
     found = [(kind, r["step"]) for r in lines(path) for kind in r if kind not in ("step", "time")]
     assert found == kept
+
+
+def shown(folder, tag="1 learning/loss"):
+    """The steps that TensorBoard shows of a run."""
+    events = EventAccumulator(str(folder)).Reload()
+    return [e.step for e in events.Tensors(tag)] if tag in events.Tags()["tensors"] else []
+
+
+def test_later_life_doubles_no_point_in_tensorboard(path, tmp_path):
+    """Even where it has not yet written anything of its own."""
+    folder = tmp_path / "tensorboard"
+    log = ScalarLog(path, folder)
+    for step in (5, 10, 15, 20):
+        log.write("train", step, {"loss": 1.0})
+    log.write("validation", 10, {"loss": 1.0})
+    log.write("validation", 20, {"loss": 1.0})
+    log.write("test", 10, {"loss": 1.0})
+    log.close()
+    assert (shown(folder / "train"), shown(folder / "test")) == ([5, 10, 15, 20], [10])
+    log = ScalarLog(path, folder, first_step=10)
+    log.forget_later_points()
+    assert shown(folder / "validation") == [10] and shown(folder / "test") == []
+    log.write("train", 15, {"loss": 2.0})
+    log.write("test", 15, {"loss": 2.0})
+    log.close()
+    assert (shown(folder / "train"), shown(folder / "test")) == ([5, 10, 15], [15])
+
+
+def test_run_does_not_wait_for_tensorboards_files(path, tmp_path, monkeypatch):
+    held = threading.Event()
+    real = EventFile.scalars
+    monkeypatch.setattr(EventFile, "scalars", lambda *a: held.wait(60) and real(*a))
+    log = ScalarLog(path, tmp_path)
+    for step in range(5):
+        log.write("train", step, {"loss": 1.0})
+    log.events("train")
+    assert len(lines(path)) == 5 and shown(tmp_path / "train") == []
+    held.set()
+    log.close()
+    assert shown(tmp_path / "train") == [0, 1, 2, 3, 4]
 
 
 def test_line_that_was_cut_off_is_dropped(path):
@@ -151,7 +192,7 @@ class Measured:
 
 
 def test_measures_and_the_story_stand_beside_the_numbers(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_log, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(workers, "RECENT_SECONDS", 0)
     log, story = ScalarLog(path, tmp_path / "tensorboard"), Story(tmp_path / "events.jsonl")
     story.begin(0)
     progress = Progress()

@@ -8,6 +8,13 @@ import pytest
 from tfscale.monitor import workers
 
 
+def slowest(all_times, seconds=1.0):
+    """Judge records that lie so many seconds apart."""
+    return workers.slowest(
+        [{"time": i * seconds, "workers": times} for i, times in enumerate(all_times)]
+    )
+
+
 def test_parts_of_a_step_add_up():
     found = workers.split(made_runs.times(5, 9), 0.012)
     assert tuple(found) == ("input", "compute", "reduction", "wait", "host", "other")
@@ -17,7 +24,7 @@ def test_parts_of_a_step_add_up():
 
 
 def test_slow_worker_is_named_with_its_reason():
-    found = workers.slowest([made_runs.times(5, 6, 12 + i % 2) for i in range(10)])
+    found = slowest([made_runs.times(5, 6, 12 + i % 2) for i in range(10)])
     assert (found.worker, found.part, found.is_slow) == (2, "input", True)
     assert found.others == pytest.approx(12.5 / 5.5)
     assert found.own_best == pytest.approx(12.5 / 12)
@@ -26,10 +33,10 @@ def test_slow_worker_is_named_with_its_reason():
 
 @pytest.mark.parametrize("part", ["input", "compute", "host"])
 def test_reason_is_the_part_that_is_longer(part):
-    records = [made_runs.times(5, 5) for _ in range(6)]
+    records = [made_runs.times(5, 5) for _ in range(10)]
     for i, times in enumerate(records):
         times[part][1] += 0.01 + 0.001 * (i % 2)
-    found = workers.slowest(records)
+    found = slowest(records)
     assert (found.worker, found.part, found.is_slow) == (1, part, True)
 
 
@@ -39,26 +46,50 @@ def test_chance_makes_nobody_slow():
         made_runs.times(draw.uniform(1.5, 20), draw.uniform(1.5, 20), draw.uniform(1.5, 20))
         for _ in range(30)
     ]
-    found = workers.slowest(records)
+    found = slowest(records)
     assert not found.is_slow and found.words().startswith("No worker is slow")
 
 
 @pytest.mark.parametrize("before", [(5.0, 5.2), (0.1, 0.4)])
 def test_what_costs_little_is_no_slow_worker(before):
-    assert not workers.slowest([made_runs.times(*before)] * 10).is_slow
+    assert not slowest([made_runs.times(*before)] * 10).is_slow
 
 
 def test_worker_that_was_fast_before_is_slow_by_its_own_measure():
-    records = [made_runs.times(5, 5)] * 5 + [made_runs.times(5, 10 + i % 2) for i in range(6)]
-    found = workers.slowest(records, last=6)
-    assert found.worker == 1 and found.own_best == pytest.approx(10.5 / 5)
+    records = [made_runs.times(5, 5)] * 5 + [made_runs.times(5, 10 + i % 2) for i in range(20)]
+    found = slowest(records)
+    assert found.worker == 1 and found.is_slow
+    assert found.own_best == pytest.approx(found.seconds / 0.005)
+
+
+@pytest.mark.parametrize(("seconds", "is_slow"), [(1.0, True), (0.25, False)])
+def test_worker_that_is_slow_since_a_while_is_named_now(seconds, is_slow):
+    """Twenty records at the end of three hundred: of 20 s that is told, of 5 s it is not."""
+    records = [made_runs.times(5.1, 5)] * 280 + [made_runs.times(5, 10)] * 20
+    found = slowest(records, seconds)
+    assert found.is_slow == is_slow
+    if is_slow:
+        assert found.worker == 1 and found.words().startswith("Worker 1 is now slow: 10 ms")
+
+
+def test_slow_worker_is_named_although_a_few_records_are_far_off():
+    records = [made_runs.times(5, 12) for _ in range(20)]
+    records[3], records[9] = made_runs.times(5, 9000), made_runs.times(20, 12)
+    found = slowest(records)
+    assert (found.worker, found.is_slow) == (1, True)
+
+
+def test_a_few_long_waits_make_nobody_slow():
+    records = [made_runs.times(5, 5.1) for _ in range(20)]
+    records[3] = records[9] = made_runs.times(5, 9000)
+    assert not slowest(records).is_slow
 
 
 def test_one_worker_is_compared_with_nobody():
-    assert workers.slowest([made_runs.times(5)] * 3) is None
-    assert workers.slowest([None, None]) is None
+    assert slowest([made_runs.times(5)] * 3) is None
+    assert slowest([None, None]) is None
 
 
 def test_after_a_restart_with_fewer_workers_only_those_count():
     records = [made_runs.times(5, 5, 50)] * 5 + [made_runs.times(5, 9 + i % 2) for i in range(5)]
-    assert workers.slowest(records).worker == 1
+    assert slowest(records).worker == 1

@@ -153,6 +153,39 @@ CASES = {
 }
 
 
+class EveryThird(Measures):
+    """Leaves two of three executions without measuring, as the chief does with short steps."""
+
+    def vote(self, step_seconds, steps_left):
+        self.voted = getattr(self, "voted", 0) + 1
+        return int(self.voted % 3 > 0)
+
+
+@pytest.mark.parametrize("where", STRATEGIES)
+def test_what_is_due_while_nothing_is_measured_comes_when_something_is(where):
+    """Two epochs of six steps; the norm is due in the third, sixth, ninth and last step."""
+    model = linear(make_strategy(*STRATEGIES[where]), keras.optimizers.SGD)
+    found = fitted(model, EveryThird(3, 6), epochs=2)
+    measured = [0, 3, 6, 9]
+    assert [i for i, t in enumerate(found.taken) if "workers" in t] == measured[1:]
+    assert [i for i, t in enumerate(found.taken) if "gradient_norm" in t] == measured[1:]
+    assert [i for i, h in enumerate(found.histograms) if h] == [6]
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "steps_left", "share"),
+    [(0.1, 1e9, 1), (0.002, 1e6, 1 / 4), (0.0005, 1e6, 1 / 16), (0.002, 1000, 1), (None, 9, 1)],
+)
+def test_of_short_steps_few_are_measured_if_it_repays_the_trace(step_seconds, steps_left, share):
+    measures = Measures(1)
+    measures.begin(None, None, [])
+    time.sleep(0.05)  # as if it were traced
+    measures.is_on = False
+    measures.add({}, 1)
+    votes = [measures.vote(step_seconds, steps_left) for _ in range(48)]
+    assert votes.count(0) / len(votes) == share
+
+
 def weights_after(case, where, measures):
     strategy = make_strategy(*STRATEGIES[where])
     keras.utils.set_random_seed(3)
@@ -177,6 +210,7 @@ def _slow(names):
 def test_measuring_changes_no_bit_of_the_weights(name, where):
     plain = weights_after(CASES[name], where, None)
     np.testing.assert_array_equal(plain, weights_after(CASES[name], where, Measures(1, 4)))
+    np.testing.assert_array_equal(plain, weights_after(CASES[name], where, EveryThird(1, 4)))
     assert np.isfinite(plain).all()
 
 

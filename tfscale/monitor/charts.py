@@ -10,21 +10,22 @@ import statistics
 from tfscale.monitor import workers
 
 _LEARNING = "1 learning"
-_GLANCE = "2 speed and health"
+_HEALTH = "2 speed and health"
 _STEP = "3 a step in ms"
 _NORMS = "4 norms and bytes"
 _PLACES = {  # where a number of a record is shown, which is else the first group
-    "examples_per_second": f"{_GLANCE}/examples per second",
-    "goodput": f"{_GLANCE}/goodput",
-    "restarts": f"{_GLANCE}/restarts",
-    "bad_steps": f"{_GLANCE}/bad steps",
+    "examples_per_second": f"{_HEALTH}/examples per second",
+    "goodput": f"{_HEALTH}/goodput",
+    "restarts": f"{_HEALTH}/restarts",
+    "bad_steps": f"{_HEALTH}/bad steps",
     "step_seconds": f"{_STEP}/all",
     "gradient_norm": f"{_NORMS}/norm of gradients",
     "weight_norm": f"{_NORMS}/norm of weights",
     "bytes_sent": f"{_NORMS}/megabytes sent by a replica",
 }
-_RELATIVE = f"{_GLANCE}/slow worker, times the others"
+_RELATIVE = f"{_HEALTH}/slow worker, times the others"
 _BY_WORKER = f"{_STEP}/before the reduction, by worker"
+GLANCE = f"{_LEARNING}/0 how it is"  # a picture, first of the first group
 _FACTORS = {"step_seconds": 1e3, "bytes_sent": 1e-6}
 
 
@@ -63,12 +64,13 @@ def curves(kind, record):
     return found
 
 
-def layout(names, num_workers=1):
+def layout(names, num_workers=1, has_times=True):
     """Return TensorBoard's message for a page of charts that answers three questions.
 
     Args:
         names: the metrics of the run, "loss" among them.
         num_workers: of the run; what there is of several only is else left out.
+        has_times: the times of workers are measured; charts of them are else left out.
     """
     from tensorboard.plugins.custom_scalar import layout_pb2
 
@@ -81,11 +83,15 @@ def layout(names, num_workers=1):
         return layout_pb2.Category(title=title, chart=charts)
 
     parts = [f"{_STEP}/{part}" for part in (*workers.PARTS, "all")]
-    of_several = [
+    step = chart("where a step's time goes, ms", *parts)
+    if not has_times:
+        step = chart("a step, ms", f"{_STEP}/all")
+    of_workers = [
         chart("who is slow: time before the reduction, times the others", _RELATIVE),
         chart("the same in ms: all wait for the highest worker", _BY_WORKER),
-        chart("megabytes sent by a replica", tag("bytes_sent")),
     ]
+    of_several = of_workers if has_times else []
+    of_several = [*of_several, chart("megabytes sent by a replica", tag("bytes_sent"))]
     return layout_pb2.Layout(
         category=[
             category(
@@ -96,7 +102,7 @@ def layout(names, num_workers=1):
             category(
                 "Is it fast?",
                 chart("examples per second", tag("examples_per_second")),
-                chart("where a step's time goes, ms", *parts),
+                step,
                 *(of_several if num_workers > 1 else []),
             ),
             category(

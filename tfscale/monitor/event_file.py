@@ -7,6 +7,7 @@ microseconds, where an operation of `tf.summary` costs a hundred.
 import os
 import pathlib
 import socket
+import threading
 import time
 
 import numpy as np
@@ -18,6 +19,8 @@ _numbers = {}  # of the files of this process, by folder
 
 class EventFile:
     """One event file, of one life of a run, in one folder, which is one run in TensorBoard.
+
+    Any thread may write.
 
     Args:
         folder: made if it is not there.
@@ -35,6 +38,7 @@ class EventFile:
         folder.mkdir(parents=True, exist_ok=True)
         number = _numbers[folder] = _numbers.get(folder, -1) + 1
         name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{number}"
+        self._lock = threading.Lock()
         self._path = str(folder / f"events.out.tfevents.{name}")
         self._writer = tf.io.TFRecordWriter(self._path)
         self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -165,11 +169,12 @@ class EventFile:
 
     def _write(self, event):
         """Write an event to the disk; what the disk refuses ends the file, and not the run."""
-        if self._writer is None:
-            return
-        try:
-            self._writer.write(event.SerializeToString())
-            self._writer.flush()
-        except tf.errors.OpError as error:
-            logging.warning("TensorBoard gets no more of %s: %s", self._path, error)
-            self._writer = None
+        with self._lock:
+            if self._writer is None:
+                return
+            try:
+                self._writer.write(event.SerializeToString())
+                self._writer.flush()
+            except tf.errors.OpError as error:
+                logging.warning("TensorBoard gets no more of %s: %s", self._path, error)
+                self._writer = None

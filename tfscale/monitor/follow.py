@@ -21,7 +21,7 @@ def lines(run, now=None, width=100):
         Lines of text, none of them longer than `width`.
     """
     now = time.time() if now is None else now
-    rows = [("run", f"{run.path}   {run.state(now)}"), ("progress", _progress(run))]
+    rows = [("run", f"{run.state(now)}: {run.path}"), ("progress", _progress(run))]
     for name in run.metrics():
         trained, validated = run.curve("train", name), run.curve("validation", name)
         text = _curve(validated or trained)
@@ -38,9 +38,11 @@ def lines(run, now=None, width=100):
     if seconds:
         parts = "  ".join(f"{n} {1e3 * v:.2f}" for n, v in seconds[-1].items() if v >= 5e-6)
         rows.append(("step, ms", parts))
-    slow = run.slowest(last=10)
+    slow = run.slowest()
     if slow is not None:
         rows.append(("workers", slow.words()))
+    elif run.unseen_times:
+        rows.append(("workers", f"times unknown: {run.unseen_times}"))
     rows.append(("health", _health(run)))
     told = run.happened()[-_NEWS:]
     for event, text in told:

@@ -93,7 +93,11 @@ def _overview(runs, colours, now):
         best, slow = run.best(), run.slowest()
         test = (run.records[-1].get("test") if run.records else None) or run.summary.get("test", {})
         is_slow = slow is not None and slow.is_slow
-        alone = "one worker" if run.begun.get("num_workers", 1) == 1 else "not measured"
+        alone = (
+            "one worker"
+            if run.begun.get("num_workers", 1) == 1
+            else run.unseen_times or "not measured"
+        )
         who = f"worker {slow.worker}: {slow.others:.2f} times the others" if is_slow else "none"
         cells = [
             (_key(colours[run.path]) + f"<b>{_text(run.name)}</b>", ""),
@@ -106,7 +110,7 @@ def _overview(runs, colours, now):
             (_percent(run.last("goodput")), ""),
             (str(run.restarts), "bad" if run.restarts else ""),
             (str(run.bad_steps), "bad" if run.bad_steps else ""),
-            (alone if slow is None else who, "bad" if is_slow else ""),
+            (_text(alone) if slow is None else who, "bad" if is_slow else ""),
         ]
         rows.append("".join(f'<td class="{kind}">{text}</td>' for text, kind in cells))
     titles = "".join(f"<th>{name}</th>" for name in head)
@@ -127,7 +131,7 @@ def _happened(runs, colours):
         lines = [text for _, text in run.happened()]
         slow = run.slowest()
         if slow is not None:
-            lines.append("Over all records: " + slow.words())
+            lines.append(slow.words())
         if not lines:
             lines = ["It did not say."]
         items = "".join(f"<li>{_text(line[0].upper() + line[1:])}</li>" for line in lines)
@@ -211,12 +215,14 @@ def _times(runs, colours):
                     f"{svg.chart(lines, _marks(run, '#999'))}<p>{keys}</p>",
                 )
             )
+    unseen = [run for run in runs if run.unseen_times]
+    told = "".join(f"<p>{_text(r.name)}: unknown, {_text(r.unseen_times)}.</p>" for r in unseen)
     if not split:
-        return ""
+        return f"<h2>Where a step's time goes</h2>{told}" if told else ""
     keys = " ".join(f"{_key(colour)}{part}" for part, colour in _PARTS.items())
     first = _card("a step, mean ms", svg.bars(split) + f"<p><small>{keys}</small></p>")
     return (
-        f'<h2>Where a step\'s time goes</h2><div class="charts">{first}{"".join(cards)}</div>'
+        f'<h2>Where a step\'s time goes</h2>{told}<div class="charts">{first}{"".join(cards)}</div>'
         "<p><small>The worker with the longest time before the reduction (input, compute, host) "
         "is the one that all others wait for. Exchange is the reduction and the wait for the "
         "last one.</small></p>"

@@ -119,9 +119,14 @@ class RunFiles:
             return None
         return found
 
-    def slowest(self, last=None):
-        """Return the `workers.Slowest` of this run, or of its last records; None for one worker."""
-        return workers.slowest([record.get("workers") for record in self.records], last)
+    def slowest(self):
+        """Return the `workers.Slowest` of this run; None for one worker."""
+        return workers.slowest(self.records)
+
+    @property
+    def unseen_times(self):
+        """Why it measures no times of workers, in words; "" where it does, or did not say."""
+        return self.begun.get("unseen_times", "")
 
     def last(self, name, default=None):
         """Return the last value of a number beside the metrics, such as "goodput"."""

@@ -5,14 +5,18 @@ chart; each worker's own times have a folder a worker. The numbers come with the
 with what the loop has measured; the norm of the weights alone is asked for here.
 """
 
+import collections
 import json
 import os
 import pathlib
+import queue
+import threading
 import time
 
 import keras
+from absl import logging
 
-from tfscale.monitor import charts, story, workers
+from tfscale.monitor import charts, glance, run_files, story, workers
 from tfscale.monitor.event_file import EventFile
 
 
@@ -35,7 +39,8 @@ class ScalarLog:
     def __init__(self, lines_path, tensorboard_dir=None, first_step=0):
         self._path = pathlib.Path(lines_path)
         self._tensorboard_dir, self._first_step = tensorboard_dir, first_step
-        self._files = {}
+        self._files, self._lock, self._waiting = {}, threading.Lock(), None
+        self._next_glance = 0.0  # on the monotonic clock
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self.seen = _last_sign(self._path)
         kept = _kept_lines(self._path, first_step)
@@ -54,19 +59,69 @@ class ScalarLog:
             **facts: further fields of the line of JSON, such as the epoch.
         """
         record = self.note(kind, step, values, **facts)
+        self._later(self._draw, kind, record)
+
+    def glance(self, step, is_news=True):
+        """Show how the run is, in a few lines, on TensorBoard's first page.
+
+        Args:
+            step: updates of the weights so far.
+            is_news: something has happened; without, it is shown now and then only.
+        """
+        if is_news or time.monotonic() >= self._next_glance:
+            self._next_glance = time.monotonic() + _GLANCE_SECONDS
+            self._later(self._draw_glance, step)
+
+    def _later(self, draw, *arguments):
+        """Write to event files while the next steps are taken."""
         if self._tensorboard_dir is None:
             return
+        if self._waiting is None:
+            self._waiting = queue.Queue(_MOST_WAITING)
+            self._thread = threading.Thread(target=self._draw_all, name="tfscale-curves")
+            self._thread.daemon = True
+            self._thread.start()
+        self._waiting.put((draw, arguments))
+
+    def _draw_all(self):
+        while (item := self._waiting.get()) is not None:
+            draw, arguments = item
+            try:
+                draw(*arguments)
+            except Exception as error:  # whatever it is, the run is worth more
+                logging.warning("Not shown in TensorBoard: %s: %s", type(error).__name__, error)
+
+    def _draw(self, kind, record):
         for run, points in charts.curves(kind, record).items():
-            self.events(run).scalars(step, points)
+            self.events(run).scalars(record["step"], points)
+
+    def _draw_glance(self, step):
+        began = time.monotonic()
+        png, size = glance.picture(glance.facts(run_files.RunFiles(self._path.parent)))
+        self.events("train").picture(step, charts.GLANCE, png, size)
+        now = time.monotonic()  # reading a long run again takes its time
+        self._next_glance = max(self._next_glance, now + (now - began) / _GLANCE_SHARE)
 
     def events(self, run):
         """Return the `EventFile` of a run in TensorBoard, such as "train"; None without any."""
         if self._tensorboard_dir is None:
             return None
-        if run not in self._files:
-            folder = pathlib.Path(self._tensorboard_dir) / run
-            self._files[run] = EventFile(folder, self._first_step)
-        return self._files[run]
+        with self._lock:
+            if run not in self._files:
+                folder = pathlib.Path(self._tensorboard_dir) / run
+                # A test at the first step is scored again.
+                self._files[run] = EventFile(folder, self._first_step - (run == "test"))
+            return self._files[run]
+
+    def forget_later_points(self):
+        """Have TensorBoard leave out what earlier lives wrote of later steps, in all folders.
+
+        For whoever owns them all, an evaluator does not.
+        """
+        if self._tensorboard_dir is not None and pathlib.Path(self._tensorboard_dir).is_dir():
+            for folder in pathlib.Path(self._tensorboard_dir).iterdir():
+                if any(folder.glob("events.out.tfevents.*")) and folder.name != "evaluator":
+                    self.events(folder.name)
 
     def note(self, kind, step, values, **facts):
         """Write one record as a line of JSON alone, and return it; arguments as for `write`."""
@@ -76,8 +131,12 @@ class ScalarLog:
         return record
 
     def close(self):
-        """Close the files."""
+        """Write what waits, and close the files."""
         self._file.close()
+        if self._waiting is not None:
+            self._waiting.put(None)
+            self._thread.join()
+            self._waiting = None
         for file in self._files.values():
             file.close()
 
@@ -129,7 +188,8 @@ class RunLog(keras.callbacks.Callback):
         self._log, self._progress, self._every_steps = log, progress, every_steps
         self._measures, self._story, self._update_bytes = measures, story, update_bytes
         self._last_step = progress.step
-        self._measured, self._told = [], None  # of each worker; the slow one last told of
+        self._measured = collections.deque(maxlen=_REMEMBERED)  # of each worker
+        self._looked, self._told = time.time(), None  # when; and the slow one last told of
 
     def on_epoch_begin(self, epoch, logs=None):
         self._last_step = self._progress.step
@@ -145,6 +205,7 @@ class RunLog(keras.callbacks.Callback):
             self._write_training({k: v for k, v in logs.items() if not k.startswith("val_")})
         if validation:
             self._log.write("validation", self._progress.step, validation, epoch=epoch)
+        self._log.glance(self._progress.step, is_news=False)
 
     def on_bad_step(self, event):
         """Note a bad step; steps that a run takes again are written again."""
@@ -183,22 +244,18 @@ class RunLog(keras.callbacks.Callback):
 
     def _look_for_slow(self, times):
         """Tell, once for each worker, of one that the others have waited for in this life."""
-        now = time.monotonic()
-        self._measured = [*self._measured[1 - _REMEMBERED :], (now, times)]
-        enough = (
-            n
-            for n in range(_LOOK_BACK, len(self._measured) + 1)
-            if now - self._measured[-n][0] >= _LOOK_SECONDS
-        )
-        recent = next(enough, None)
-        if self._story is None or recent is None:
+        now = time.time()
+        self._measured.append({"time": now, "workers": times})
+        if self._story is None or now - self._looked < workers.RECENT_SECONDS:
             return
-        found = workers.slowest([one for _, one in self._measured], last=recent)
+        self._looked = now
+        found = workers.slowest(list(self._measured))
         if found and found.is_slow and found.worker != self._told:
             self._told = found.worker
             self._story.tell(
                 "slow worker", self._progress.step, worker=found.worker, text=found.words()
             )
+            self._log.glance(self._progress.step)
 
     def _draw_histograms(self):
         events = self._log.events("train")
@@ -207,5 +264,6 @@ class RunLog(keras.callbacks.Callback):
                 events.histogram(self._progress.step, f"5 {name}", low, high, counts)
 
 
-_LOOK_BACK, _LOOK_SECONDS = 10, 10  # records and time after which a worker is called slow
-_REMEMBERED = 200  # records in which a worker's own best is looked for
+_MOST_WAITING = 1000  # records that a slow disk may keep waiting, before the run waits for it
+_GLANCE_SECONDS, _GLANCE_SHARE = 30, 0.002  # at least so rarely, and at most so much of the time
+_REMEMBERED = 2000  # records of this life, in which a slow worker is looked for

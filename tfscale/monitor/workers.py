@@ -11,8 +11,10 @@ import statistics
 
 PARTS = ("input", "compute", "reduction", "wait", "host", "other")
 SLOW = 1.25  # times the others, from when on a worker is called slow
+_BEHIND = 1.1  # times the others, from when on it is behind them in one record
 _LEAST_SECONDS = 5e-4  # that a slow worker costs in a step, for a word about it
-_SURE = 3.0  # standard errors by which it must be behind the others, because chance makes one last
+_SURE = 3.0  # standard errors above one half of the records, because chance makes one last
+RECENT_RECORDS, RECENT_SECONDS = 20, 10  # so many at least, and so long, say how it is now
 _LEFT_OUT = 20  # of so many records the one with the longest time does not count
 
 
@@ -26,7 +28,9 @@ class Slowest:
         others: times the median of the other workers.
         own_best: times its own best.
         part: what it has most more of than the others: "input", "compute" or "host".
-        errors: standard errors that lie between it and the others.
+        errors: standard errors by which the records in which it is behind the others are more
+            than half of them. A count, so that a few long waits neither hide it nor make it.
+        is_recent: only the last records were looked at.
     """
 
     worker: int
@@ -35,12 +39,22 @@ class Slowest:
     own_best: float
     part: str
     errors: float
+    is_recent: bool = False
 
     @property
     def is_slow(self):
         """Whether the others wait for it in a way worth a word."""
         extra = self.seconds * (1 - 1 / self.others)
         return self.others >= SLOW and extra >= _LEAST_SECONDS and self.errors >= _SURE
+
+    @property
+    def reason(self):
+        """Where it loses the time, in words."""
+        return {
+            "input": "it waits for its input",
+            "compute": "it computes longer",
+            "host": "its host is busy between steps, as with callbacks",
+        }[self.part]
 
     def words(self):
         """Return what is to be said of this worker, a sentence."""
@@ -50,12 +64,8 @@ class Slowest:
         )
         if not self.is_slow:
             return f"No worker is slow: worker {self.worker} needs most, {numbers}."
-        does = {
-            "input": "it waits for its input",
-            "compute": "it computes longer",
-            "host": "its host is busy between steps, as with callbacks",
-        }[self.part]
-        return f"Worker {self.worker} is slow: {numbers}; {does}."
+        now = "now " if self.is_recent else ""
+        return f"Worker {self.worker} is {now}slow: {numbers}; {self.reason}."
 
 
 def before_reduction(times):
@@ -95,38 +105,49 @@ def split(times, step_seconds):
     return {**found, "host": statistics.fmean(times["host"]), "other": other}
 
 
-def slowest(records, last=None):
-    """Find the worker that the others wait for, over some records.
+def slowest(records):
+    """Find the worker that the others wait for: in all records, or else in the last ones.
+
+    Whoever shows a slow worker asks here, so that all say the same.
 
     Args:
-        records: fields `workers` of records, in order.
-        last: how many of them count, but for the worker's own best; None for all.
+        records: in order, with their `time` in seconds, and `workers` where that was measured.
 
     Returns:
         A `Slowest`; None for less than two workers.
     """
-    rows = [before_reduction(times) for times in records if times]
-    if not rows or len(rows[-1]) < 2:
+    records = [r for r in records if before_reduction(r.get("workers"))]
+    if not records or len(records[-1]["workers"]["host"]) < 2:
         return None
-    count = len(rows[-1])  # there may have been another number of them before
-    records = [times for times in records if times and len(times["host"]) == count]
-    rows = [row for row in rows if len(row) == count]
-    recent = rows[-last:] if last else rows
-    means = [mean(column) for column in zip(*recent, strict=True)]
-    worker = max(range(count), key=means.__getitem__)
+    count = len(records[-1]["workers"]["host"])  # there may have been another number before
+    times = [r["workers"] for r in records if len(r["workers"]["host"]) == count]
+    found = _slowest(times, times)
+    last = sum(r["time"] > records[-1]["time"] - RECENT_SECONDS for r in records)
+    recent = times[-max(last, RECENT_RECORDS) :]
+    if found.is_slow or len(recent) == len(times):
+        return found
+    now = _slowest(recent, times)
+    return dataclasses.replace(now, is_recent=True) if now.is_slow else found
+
+
+def _slowest(times, all_times):
+    """The slowest worker in some records; its own best is looked for in all."""
+    rows = [before_reduction(one) for one in times]
+    means = [mean(column) for column in zip(*rows, strict=True)]
+    worker = max(range(len(means)), key=means.__getitem__)
     rest = statistics.median(m for w, m in enumerate(means) if w != worker)
-    best = min(row[worker] for row in rows)
-    behind = [
-        row[worker] - statistics.median(t for w, t in enumerate(row) if w != worker)
-        for row in recent
-    ]
+    best = min(before_reduction(one)[worker] for one in all_times)
+    num_behind = sum(
+        row[worker] > _BEHIND * statistics.median(t for w, t in enumerate(row) if w != worker)
+        for row in rows
+    )
     return Slowest(
         worker,
         means[worker],
         means[worker] / rest if rest else float("inf"),
         means[worker] / best if best else 1.0,
-        _part(records[-last:] if last else records, worker),
-        _errors(behind),
+        _part(times, worker),
+        (2 * num_behind - len(rows)) / len(rows) ** 0.5,
     )
 
 
@@ -134,14 +155,6 @@ def mean(values):
     """Return the mean of values over records without the few that are longest by far."""
     ordered = sorted(values)
     return statistics.fmean(ordered[: len(ordered) - len(ordered) // _LEFT_OUT])
-
-
-def _errors(values):
-    """How many standard errors the mean of values is above 0."""
-    if len(values) < 2:
-        return 0.0
-    error = statistics.stdev(values) / len(values) ** 0.5
-    return statistics.fmean(values) / error if error else float("inf")
 
 
 def _part(records, worker):

@@ -10,7 +10,7 @@ from tfscale.cluster import environment
 from tfscale.monitor import run_log
 from tfscale.monitor.story import Story
 from tfscale.training import run_state
-from tfscale.training.measures import Measures
+from tfscale.training.measures import Measures, unseen_times
 
 _RECORDS_AN_EPOCH = 20
 
@@ -64,6 +64,7 @@ class FitLog(run_log.RunLog):
         tensorboard = self._folder / "tensorboard"
         lines = self._folder / "metrics.jsonl"
         self._log = run_log.ScalarLog(lines, tensorboard, self._first_step)
+        self._log.forget_later_points()
         self._story = Story(self._folder / "events.jsonl")
         shard = self._loop.shard
         self._story.begin(
@@ -76,11 +77,13 @@ class FitLog(run_log.RunLog):
             steps_per_epoch=self._run.steps_per_epoch,
             epochs=self._run.epochs,
             versions=run_state.versions(),
+            unseen_times=unseen_times(self._loop.strategy.extended.worker_devices),
             **self._log.seen,
         )
 
     def on_train_end(self, logs=None):
         self._story.tell("end", self._progress.step)
+        self._log.glance(self._progress.step)
         self._close()
 
     def ended_by(self, error):

@@ -95,6 +95,12 @@ class FitRun:
         restore, self.restore_random = self.restore_random, None
         return self._feed.begin(at.epoch, at.position, restore or (lambda: None))
 
+    def steps_left(self, at):
+        """Return about how many steps are left: where nobody knows, as many as were taken."""
+        if not self.steps_per_epoch:
+            return at.step
+        return (self.epochs - at.epoch) * self.steps_per_epoch - at.position
+
     def validation_is_due(self, epoch):
         """Say whether the data for validation are to be scored after an epoch."""
         if isinstance(self.validation_freq, int):

@@ -10,10 +10,10 @@ import functools
 import tensorflow as tf
 
 from tfscale.data import elements
-from tfscale.training import bad_steps, own_step, probe, saving, state, weight_sums
+from tfscale.training import bad_steps, own_step, probe, saving, state, turns, weight_sums
 from tfscale.training import step as step_lib
 
-NUM_VOTES = 4  # of the host, in every execution
+NUM_VOTES = 5  # of the host, in every execution
 NUM_ASKED = 3  # what is to be measured, and how long this worker's host took before
 
 
@@ -150,9 +150,7 @@ class Functions:
                 lambda: tf.sqrt(probe.squares(self._weights())),
                 lambda: tf.constant(float("nan")),
             )
-            measured = taken.pop("measured")
-            taken["gradient_norm"] = measured[3]
-            mine = tf.concat([tf.cast(measured[:3] * 1e9, tf.int64), asked[2:]], 0)
+            taken["gradient_norm"], mine = probe.sums(taken.pop("measured"), asked)
             place = tf.one_hot(self._shard.worker, self._shard.num_workers, dtype=tf.int64)
             workers = [tf.reshape(place[:, None] * mine, [-1])]
         print_ = taken.pop("fingerprint", tf.constant(0, tf.int64)) % 2**20
@@ -213,15 +211,7 @@ class Functions:
         if bounds is not None:
             totals |= {"bad": tf.constant(0), "loss": tf.constant(0.0)}
         if asked is not None:
-            totals |= self._nothing_measured(draws)
-            last = [tf.where(due > 0, num_steps - 1, -1) for due in tf.unstack(asked[:2])]
-
-        def watch(step):
-            if asked is None:
-                return None
-            measured = probe.Step(step == last[0], step == last[1] if draws else None)
-            measured.begin()
-            return measured
+            totals |= probe.nothing(len(self.gradient_paths) if draws else None)
 
         def add(element, totals, watched):
             share, count = elements.with_count(element)
@@ -246,40 +236,10 @@ class Functions:
                 added["measured"] += totals["measured"]
             return added | verdict
 
-        def goes_on(step, totals):
-            more = step < num_steps
-            return more if bounds is None else more & (totals["bad"] == 0)
-
-        def take(step, totals):
-            watched = watch(step)
-            return step + 1, add(next(iterator), totals, watched)
-
-        def take_if_any(step, more, totals):
-            watched = watch(step)
-            optional = iterator.get_next_as_optional()
-            return tf.cond(
-                optional.has_value(),
-                lambda: (step + 1, True, add(optional.get_value(), totals, watched)),
-                lambda: (step, False, totals),
-            )
-
-        if open_ended:
-            steps, _, totals = tf.while_loop(
-                lambda step, more, totals: more & goes_on(step, totals),
-                take_if_any,
-                (tf.constant(0), tf.constant(True), totals),
-            )
-        else:
-            steps, totals = tf.while_loop(goes_on, take, (tf.constant(0), totals))
+        watch = probe.watching(asked, num_steps, draws)
+        steps, totals = turns.take(iterator, num_steps, add, totals, watch, open_ended)
         values = tf.unstack(totals["reports"]) if names else []
         return {**totals, "steps": steps, "reports": dict(zip(names, values, strict=True))}
-
-    def _nothing_measured(self, draws):
-        """What has been measured before the first step."""
-        found = {"measured": tf.zeros([4], tf.float64)}
-        if draws:
-            found["histograms"] = tf.zeros([len(self.gradient_paths), probe.BINS + 2], tf.float64)
-        return found
 
     def _weights(self):
         """The weights that are trained and hold numbers of floating point, on this worker."""

@@ -10,13 +10,12 @@ import contextlib
 import time
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfscale.cluster import pulse
 from tfscale.data import elements
+from tfscale.training import alike, fit_run, fits, pace, preemption, run_state, scorer, weight_sums
 from tfscale.training import callbacks as callbacks_lib
-from tfscale.training import fit_run, fits, pace, preemption, run_state, scorer, weight_sums
 from tfscale.training import functions as functions_lib
 from tfscale.training import health as health_lib
 
@@ -56,7 +55,7 @@ class Loop(scorer.Scorer):
     def _begin(self, run, saved):
         """Get ready, and go where a checkpoint or Keras' backup says."""
         callbacks_lib.check_alike(run.callbacks.callbacks, self.strategy, self.sums)
-        self._check_same_limits(run)
+        alike.check_limits(self, run)
         run.saver.begin(self.model, self.is_chief, run.validation is not None)
         if run.saver.saves:
             self._functions.read_state.get_concrete_function()  # traced before it must be quick
@@ -68,7 +67,11 @@ class Loop(scorer.Scorer):
         run.callbacks.on_train_begin()
         if saved is not None:
             run_state.go_on_from(self, run, saved)
-        self._go_on_from_backup(run, saved is not None)
+        backup = alike.backup_of_all(self, run)
+        if backup is not None and saved is None:
+            self.progress.start(backup[0], run.data.first_step(backup[0]) or 0)
+            self.progress.advance_to(backup[1])
+        self._wait_for_all()  # the chief may delete the backup that the others read
         if run.health.bounds is not None and run.health.bounds.undoes:
             self._functions.prepare_undo(run.data.element_spec)
         if run.measures is not None:
@@ -77,34 +80,6 @@ class Loop(scorer.Scorer):
         folder = run.saver.checkpoints and run.saver.checkpoints.directory
         if run.health.needs_checkpoint and (saved is None or saved.path.parent != folder):
             self._save(run)
-
-    def _check_same_limits(self, run):
-        """Refuse a `fit` that is to go on for longer on one worker than on another."""
-        if self.shard.num_workers == 1:
-            return
-        limits = {
-            "epochs": run.epochs,
-            "initial_epoch": run.first_epoch,
-            "steps an epoch": run.steps_per_epoch or 0,
-            "examples a global batch": run.data.global_batch_size or 0,
-        }
-        differ = self.differing(*limits.values())
-        for (name, value), differs in zip(limits.items(), differ, strict=True):
-            if differs:
-                raise ValueError(
-                    f"All workers must call fit alike. Received: {name} of {value} on worker "
-                    f"{self.shard.worker}, and other numbers on others. Give all the same."
-                )
-
-    def _check_same_rate(self):
-        """Refuse to go on where the steps of an epoch had another learning rate on one worker."""
-        rate = self.progress.learning_rate
-        if self.differing(int(np.float32(rate).view(np.uint32)))[0]:
-            raise ValueError(
-                "All workers must train with the same learning rate. Received: "
-                f"{rate:g} on worker {self.shard.worker} in epoch {self.progress.epoch + 1}, and "
-                "another on others. A callback that sets it must do so on every worker."
-            )
 
     def _end(self, run):
         """Finish the weights, tell the callbacks, and wait for what is written."""
@@ -127,7 +102,7 @@ class Loop(scorer.Scorer):
         with self.strategy.scope():
             self._functions.reset_metrics()
             iterator = run.iterator(self.shard, self.progress)
-            logs = self._take_steps(run, iterator, 1, self._options(run))[2]
+            logs = self._take_steps(run, iterator, 1)[2]
         self._beat_end()
         return logs
 
@@ -144,7 +119,7 @@ class Loop(scorer.Scorer):
         logs = self._logs(self._functions.metrics(True)) if at.position else {}
         taken, k, code, ended = 0, 0, 0, False
         stops = self.is_true_somewhere(self.model.stop_training)  # before a step, as Keras may
-        options = self._options(run)
+        options = self._options(run, run.measures and [0] * functions_lib.NUM_ASKED)
         while at.position != run.steps_in_epoch(at) and not run.stopped:
             if run.profile is not None:
                 run.profile.at(at.step)
@@ -152,7 +127,7 @@ class Loop(scorer.Scorer):
             k = run.next_steps(at, 1 if stops else most)
             run.callbacks.on_train_batch_begin(at.position)
             began = time.perf_counter()
-            taken, examples, chosen, votes = self._take_steps(run, iterator, k, options)
+            taken, examples, chosen, votes = self._take_steps(run, iterator, k)
             if run.health.goes_back:
                 self._go_back(run)
                 return
@@ -208,28 +183,30 @@ class Loop(scorer.Scorer):
         raise preemption.Leaving(code)
 
     @staticmethod
-    def _options(run):
-        """What the graph of a run's steps is made with."""
+    def _options(run, asked):
+        """What the graph of a run's steps is made with: one that measures, or one that does not."""
         options = {"open_ended": run.is_open_ended, "bounds": run.health.bounds}
-        if run.measures is not None:
-            nothing = tf.zeros([functions_lib.NUM_ASKED], tf.int64)
-            options |= {"asked": nothing, "draws": run.measures.draws}
+        if asked is not None:
+            options |= {"asked": tf.constant(asked, tf.int64), "draws": run.measures.draws}
         return options
 
-    def _take_steps(self, run, iterator, k, options):
+    def _take_steps(self, run, iterator, k):
         """Run k steps and read everything the host needs, once."""
-        if run.measures is not None:
-            asked = run.measures.asked(self.progress, k, run.steps_in_epoch(self.progress))
-            options = options | {"asked": tf.constant(asked, tf.int64)}
-        mine = [int(bool(self.model.stop_training)), 0, 0, preemption.vote()]
+        at, measures = self.progress, run.measures
+        asked = measures and measures.asked(at, k, run.steps_in_epoch(at))
+        if measures and measures.begins_other_graph:
+            at.is_traced = False  # which takes longer than the steps
+        mine = [int(bool(self.model.stop_training)), 0, 0, preemption.vote(), 0]
         if self.is_chief:
-            mine[1:3] = run.pace.choose(self.progress.step_seconds), run.saver.vote()
-        left_out = run.health.leaves_out(self.progress) and next(iterator, None) is not None
+            mine[1:3] = run.pace.choose(at.step_seconds), run.saver.vote()
+            if measures is not None:
+                mine[4] = measures.vote(at.step_seconds, run.steps_left(at))
+        left_out = run.health.leaves_out(at) and next(iterator, None) is not None
         results = self._functions.train_steps(
             iterator,
             tf.constant(0 if left_out else k, tf.int32),
             tf.constant(mine, tf.int64),
-            **options,
+            **self._options(run, asked),
         )
         # Where steps run eagerly, Keras 3.13 gives metrics as Python's numbers.
         results = tf.nest.map_structure(lambda t: t.numpy() if tf.is_tensor(t) else t, results)
@@ -237,8 +214,9 @@ class Loop(scorer.Scorer):
         if self.shard.num_workers * squares != fingerprints**2:
             elements.refuse_other_batches(run.data, self.shard, self.progress.epoch)
         examples, steps = int(results["examples"]), int(results["steps"]) + left_out
-        if run.measures is not None:
-            run.measures.add(results, int(results["steps"]))
+        if measures is not None:
+            measures.add(results, int(results["steps"]))
+            measures.hear(votes[4])
         if run.health.bounds is not None:
             self._look_at_last(run, steps, results)
         self.progress.learning_rate = float(results["learning_rate"])
@@ -281,22 +259,6 @@ class Loop(scorer.Scorer):
         logs = {**scorer.floats(metrics), **scorer.floats(reports or {})}
         return self._functions.in_order(logs, True)
 
-    def _go_on_from_backup(self, run, has_checkpoint):
-        """Go where Keras' BackupAndRestore has put the model, if no checkpoint says better."""
-        restored = callbacks_lib.restored_position(run.callbacks.callbacks)
-        if self.shard.num_workers > 1:
-            epoch, position = restored or (-1, 0)
-            if any(self.differing(epoch + 1, position)):
-                raise ValueError(
-                    "BackupAndRestore must find the same backup on every worker. Received: "
-                    f"{restored or 'none'} on worker {self.shard.worker}, and another on others. "
-                    "Use one `backup_dir` that all workers see, or remove what is left there."
-                )
-        if restored is not None and not has_checkpoint:
-            self.progress.start(restored[0], run.data.first_step(restored[0]) or 0)
-            self.progress.advance_to(restored[1])
-        self._wait_for_all()  # the chief may delete what the others read
-
     def _all_stop(self, run):
         """Whether a callback has just stopped the training, on any worker."""
         mine = int(bool(self.model.stop_training))
@@ -333,7 +295,7 @@ class Loop(scorer.Scorer):
         votes = [int(bool(self.model.stop_training)), preemption.vote()]
         if self.shard.num_workers > 1:
             votes = self.sums(*votes)
-            self._check_same_rate()
+            alike.check_rate(self)
         run.stopped = run.stopped or votes[0] > 0
         self.model.stop_training = run.stopped
         return logs, preemption.exit_code(votes[1]) if run.saver.saves else 0

@@ -13,6 +13,24 @@ from tfscale.strategy import is_deterministic
 
 PARTS = ("input", "compute", "exchange", "host")  # of a worker's step, in the graph's order
 _NORMS = ("gradient_norm", "weight_norm")
+COST_SECONDS = 6e-5  # that measuring takes of a step at most, whatever its size
+_SHARE = 0.0075  # of the time of the steps that measuring may take
+
+
+def unseen_times(devices):
+    """Say why no times of workers can be measured; "" where they can.
+
+    The host's clock does not see into the steps of a GPU, which run later than they are asked
+    for; and deterministic operations do not read the clock.
+
+    Args:
+        devices: names of those that are trained on.
+    """
+    if is_deterministic():
+        return "deterministic operations read no clock"
+    if any("GPU" in device for device in devices):
+        return "steps on GPUs are seen by the profiler only"
+    return ""
 
 
 class Measures:
@@ -22,6 +40,10 @@ class Measures:
         every_steps: the gradients are measured in the step that reaches a multiple of so many,
             and in the last of an epoch. The same on all workers.
         histograms_every_steps: the same for histograms of weights and gradients; 0 for none.
+
+    Attributes:
+        is_on: whether the next execution is measured, the same on all workers.
+        begins_other_graph: whether the graph that does not measure is traced by the next one.
     """
 
     def __init__(self, every_steps, histograms_every_steps=0):
@@ -35,13 +57,10 @@ class Measures:
         Args:
             functions: the model's `functions.Functions`.
             spec: of its batches.
-            devices: names of those it trains on. The host's clock does not see into the steps of
-                a GPU, which run later than they are asked for; and deterministic operations do
-                not read the clock.
+            devices: names of those it trains on, as for `unseen_times`.
         """
-        self._functions = functions
-        on_gpu = any("GPU" in device for device in devices)
-        self._sees_times = not on_gpu and not is_deterministic()
+        self._functions, self._began = functions, time.perf_counter()
+        self._sees_times = not unseen_times(devices)
         if self.draws:
             functions.prepare_histograms(spec)
 
@@ -55,15 +74,48 @@ class Measures:
         if self._looked is not None:
             self._host_seconds, self._looked = time.perf_counter() - self._looked, None
 
+    def vote(self, step_seconds, steps_left):
+        """Return the chief's vote for the execution after the next, the one that `hear` expects.
+
+        Steps that are long against what measuring takes are all measured. Of short ones it is
+        every n-th execution; those between have a graph of their own, if the steps that are left
+        repay the time to trace it.
+
+        Args:
+            step_seconds: the length of a step in the last execution; None before one was timed.
+            steps_left: of the run.
+        """
+        if not step_seconds or not self._sees_times or not self._trace_seconds:
+            return 0
+        every = math.ceil(COST_SECONDS / _SHARE / step_seconds)
+        saved = COST_SECONDS * (1 - 1 / every) * steps_left
+        if not self._has_other_graph and saved < 2 * self._trace_seconds:
+            return 0
+        self._num_left_out += 1
+        if self._num_left_out >= every:
+            self._num_left_out = 0
+        return int(self._num_left_out > 0)
+
+    def hear(self, vote):
+        """Take over the chief's vote as it came back from the reduction to all workers."""
+        self.is_on = vote == 0
+
     def asked(self, at, k, steps_in_epoch):
-        """Return what the graph is asked for with the next k steps, as `Functions` takes it."""
+        """Return what the graph is asked for with the next k steps, as `Functions` takes it.
+
+        What is due while nothing is measured is asked for when something is again.
+        """
         ends = at.position + k == steps_in_epoch
+        self._is_due = self._is_due or ends or _passes(at.step, k, self.every_steps)
+        passes = self.draws and _passes(at.step, k, self.histograms_every_steps)
+        self._draws_are_due = self._draws_are_due or passes
         host_seconds, self._host_seconds = self._host_seconds, 0.0
-        self._asked = [
-            ends or _passes(at.step, k, self.every_steps),
-            self.draws and _passes(at.step, k, self.histograms_every_steps),
-            int(1e9 * host_seconds),
-        ]
+        self.begins_other_graph = not self.is_on and not self._has_other_graph
+        if not self.is_on:
+            self._has_other_graph = True
+            return None
+        self._asked = [self._is_due, self._draws_are_due, int(1e9 * host_seconds)]
+        self._is_due = self._draws_are_due = False
         return self._asked
 
     def add(self, results, steps):
@@ -74,6 +126,9 @@ class Measures:
             steps: that were taken.
         """
         self._looked = time.perf_counter()
+        self._trace_seconds = self._trace_seconds or self._looked - self._began
+        if not self.is_on:
+            return
         if self._asked[0]:
             found = {name: float(results[name]) for name in _NORMS}
             self._norms = {name: norm for name, norm in found.items() if math.isfinite(norm)}
@@ -123,6 +178,9 @@ class Measures:
         self._seconds, self._steps, self._norms, self._histograms = 0.0, 0, {}, None
         self._is_warm, self._looked, self._asked = False, None, [0, 0, 0]
         self._sees_times, self._host_seconds = True, 0.0
+        self._is_due = self._draws_are_due = False
+        self.is_on, self.begins_other_graph, self._has_other_graph = True, False, False
+        self._num_left_out, self._trace_seconds = 0, 0.0
 
 
 def _passes(step, k, every):

@@ -71,6 +71,45 @@ class Step:
         self.results = {**first, "measured": measured}
 
 
+def watching(asked, num_steps, draws):
+    """Return what makes the `Step` of each turn of a loop, given its number.
+
+    Args:
+        asked: an int64 vector; whether the gradients of the last step are due, and whether their
+            histograms are, come first. None to measure nothing.
+        num_steps: an int32 scalar, the turns that the loop takes.
+        draws: histograms may be due, a Python bool.
+    """
+    if asked is None:
+        return lambda number: None
+    last = [tf.where(due > 0, num_steps - 1, -1) for due in tf.unstack(asked[:2])]
+
+    def watch(number):
+        step = Step(number == last[0], number == last[1] if draws else None)
+        step.begin()
+        return step
+
+    return watch
+
+
+def nothing(num_histograms=None):
+    """Return what has been measured before the first step, as `Step.results` has it."""
+    found = {"measured": tf.zeros([4], tf.float64)}
+    if num_histograms is not None:
+        found["histograms"] = tf.zeros([num_histograms, BINS + 2], tf.float64)
+    return found
+
+
+def sums(measured, asked):
+    """Return the norm of the gradients, and int64 nanoseconds of this worker by part.
+
+    Args:
+        measured: the sum over the steps.
+        asked: as for `watching`, followed by the nanoseconds of the host.
+    """
+    return measured[3], tf.concat([tf.cast(measured[:3] * 1e9, tf.int64), asked[2:]], 0)
+
+
 class Replica:
     """What is measured of one replica's step; filled while it is traced.
 
