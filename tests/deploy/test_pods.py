@@ -1,6 +1,6 @@
-"""The indexed Job of Kubernetes with containers as its pods: its command, variables, rights, names.
+"""The indexed Job of Kubernetes, with containers as pods: its command, variables, rights, names.
 
-Needs a running Docker engine. What a cluster does besides is not here (scheduling, claims).
+Needs a running Docker engine. Scheduling, policies and claims are not here.
 """
 
 import os
