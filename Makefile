@@ -70,7 +70,7 @@ test-browser: setup
 	$(VENV)/bin/python -m pytest -m slow tests/monitor/test_in_a_browser.py $(ARGS)
 
 test-slow: setup
-	$(PYTEST) -m "slow and not faults" $(ARGS)
+	$(PYTEST) -m "slow and not faults and not docker and not slurm" $(ARGS)
 
 test-faults: setup
 	$(VENV)/bin/python -m pytest -m faults tests/faults $(ARGS)

@@ -24,6 +24,7 @@ from tfscale.search import (
     protocol,
     roles,
     service,
+    standby,
     stopping,
     trials,
     views,
@@ -53,6 +54,23 @@ def _main(argv):
     num_slots = 0 if role.only_leads else values.parallel_trials
     tune_flags.check(values, num_slots, role)
     search_space = _search_space(file)
+    with contextlib.closing(_starter(values, num_slots)) as starter:
+        return _search(values, config, search_space, role, num_slots, starter)
+
+
+def _starter(values, num_slots):
+    """Return what starts the trials' processes, the first of which imports while this one does."""
+    if _launches(values):
+        return processes.Starter()  # a launcher imports nothing that takes long
+    starter = standby.Standbys("tfscale.fit")
+    if num_slots == 1:
+        [slot] = processes.slots(1)
+        starter.prepare(slot)
+    return starter
+
+
+def _search(values, config, search_space, role, num_slots, starter):
+    """Check the space, and search it or join its search; return the exit code."""
     gpus = _import_quietly()
     space = space_lib.define(search_space)
     space_lib.check(space, config, config_files.check_types)
@@ -66,7 +84,7 @@ def _main(argv):
     identity = _identity(values, config, space, objective, direction, max_epochs)
     shared = protocol.with_versions(identity)
     if role.kind == "worker":
-        return _join(values, role, run_dir, shared, processes.slots(num_slots, gpus))
+        return _join(values, role, run_dir, shared, processes.slots(num_slots, gpus), starter)
     with contextlib.closing(_open(run_dir)) as journal:
         identity = journal_lib.settle(run_dir / "search.json", identity, _MAY_CHANGE)
         facts = trials.SearchFacts(
@@ -82,7 +100,7 @@ def _main(argv):
             role, run_dir, shared, _OWN_AFFAIR, values.lease_seconds, sys.stdout
         ) as joined:
             slots = processes.slots(num_slots, gpus)
-            return _run(values, config, space, facts, journal, max_epochs, slots, joined)
+            return _run(values, config, space, facts, journal, max_epochs, slots, joined, starter)
 
 
 def _role(values):
@@ -207,7 +225,7 @@ def _identity(values, config, space, objective, direction, max_epochs):
     }
 
 
-def _run(values, config, space, facts, journal, max_epochs, slots, joined):
+def _run(values, config, space, facts, journal, max_epochs, slots, joined, starter):
     """Search, and say what was found; return the exit code."""
     schedule_epochs = max_epochs if values.tuner == "hyperband" else config.schedule.epochs
 
@@ -252,6 +270,7 @@ def _run(values, config, space, facts, journal, max_epochs, slots, joined):
         max_retries=values.max_retries,
         hang_timeout_seconds=_hang_timeout_seconds(values),
         grace_seconds=values.grace_seconds,
+        starter=starter,
         stops_at=stops_at if values.early_stopping else None,
         when_ended=best.look_at,
     )
@@ -289,7 +308,7 @@ def _score(config, checkpoint):
     return scoring.evaluate_checkpoint(config, checkpoint)
 
 
-def _join(values, role, run_dir, identity, slots):
+def _join(values, role, run_dir, identity, slots, starter):
     """Run trials for the chief of the search until it is over; return the exit code."""
     try:
         joining.Member(
@@ -301,6 +320,7 @@ def _join(values, role, run_dir, identity, slots):
             hang_timeout_seconds=_hang_timeout_seconds(values),
             grace_seconds=values.grace_seconds,
             start_timeout_seconds=values.start_timeout_seconds,
+            starter=starter,
         ).run()
     except leaving.ToldToLeave as left:
         print("stopped; the others go on.", file=sys.stderr, flush=True)

@@ -37,6 +37,7 @@ class Member:
         hang_timeout_seconds: as for `processes.TrialProcess`.
         grace_seconds: from SIGTERM to SIGKILL.
         start_timeout_seconds: how long the chief may not be found.
+        starter: the `processes.Starter` of the trials here; one of its own by default.
         stream: where lines about what happens go; None for nowhere.
     """
 
@@ -51,6 +52,7 @@ class Member:
         hang_timeout_seconds=0.0,
         grace_seconds=60.0,
         start_timeout_seconds=600.0,
+        starter=None,
         stream=sys.stdout,
     ):
         self._role, self._run_dir, self._identity = role, pathlib.Path(run_dir), identity
@@ -58,6 +60,7 @@ class Member:
         self._slots, self._stream = list(slots), stream
         self._hang_seconds, self._grace_seconds = hang_timeout_seconds, grace_seconds
         self._timeout_seconds = start_timeout_seconds
+        self._starter = starter or processes.Starter()
         self._running = [None] * len(self._slots)  # a _Started each
         self._channel, self._session, self._lease_seconds = None, "", 0.0
         self._lease_ends = 0.0  # no trial runs here after it
@@ -255,7 +258,9 @@ class Member:
             self._kind.environ(record),
             self._slots[number],
             self._hang_seconds,
+            self._starter,
         )
+        self._starter.prepare(self._slots[number])
         self._running[number] = _Started(order, record, process)
         self._say(f"trial {order.trial} begins")
 

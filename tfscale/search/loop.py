@@ -34,6 +34,7 @@ class Search:
             counted anew when it has done an epoch more.
         hang_timeout_seconds: as for `processes.TrialProcess`.
         grace_seconds: from SIGTERM to SIGKILL.
+        starter: the `processes.Starter` of the trials here; one of its own by default.
         stops_at: a function from a trial's history and those of the others that have ended with
             a score to the epoch at which the trial is stopped, or None.
         when_ended: a function of a `TrialRecord` that has ended, now or in an earlier process.
@@ -53,6 +54,7 @@ class Search:
         max_retries=1,
         hang_timeout_seconds=0.0,
         grace_seconds=60.0,
+        starter=None,
         stops_at=None,
         when_ended=None,
     ):
@@ -62,6 +64,7 @@ class Search:
         self._own_slots = [processes.Slot(0)] if slots is None else list(slots)
         self._max_retries, self._hang_seconds = max_retries, hang_timeout_seconds
         self._grace_seconds = grace_seconds
+        self._starter = starter or processes.Starter()
         self._stops_at, self._when_ended = stops_at, when_ended
         self._waiting = collections.deque()  # records that need a slot, oldest first
         self._running = {}  # id -> _Running
@@ -179,7 +182,10 @@ class Search:
             self._kind.environ(record),
             slot,
             self._hang_seconds,
+            self._starter,
         )
+        if self._waiting or self._wants_more():
+            self._starter.prepare(slot)
         return _Running(record, process, slot)
 
     def _look_at(self, running):

@@ -55,15 +55,26 @@ class TrialProcess:
         slot: the `Slot` that it and what it starts may use.
         hang_timeout_seconds: how long it may stand still in the middle of its work; 0 for ever,
             and for a launcher, which watches its workers itself.
+        starter: the `Starter` of the search; one of its own by default.
     """
 
     lost = ""  # a trial here is never lost with its machine
 
-    def __init__(self, command, log, guard, environ=None, slot=None, hang_timeout_seconds=0.0):
+    def __init__(
+        self,
+        command,
+        log,
+        guard,
+        environ=None,
+        slot=None,
+        hang_timeout_seconds=0.0,
+        starter=None,
+    ):
         self.log = pathlib.Path(log)
         self.began = time.monotonic()
-        self.pulse, self.process = pulse.Pulse(), None
-        self._guard, self._slot, self._command = guard, slot, list(command)
+        self.pulse = self.process = None
+        self._starter = starter or Starter()
+        self._guard, self._slot, self._command = guard, slot or Slot(0), list(command)
         self._kill_at, self._hung, self._is_over = float("inf"), "", False
         self._refused = ""  # why the system did not let it start
         self._watch = stall.Watch(hang_timeout_seconds, hang_timeout_seconds)
@@ -82,21 +93,12 @@ class TrialProcess:
             self._refused = str(error)
 
     def _start_with(self, lock):
-        slot = self._slot
-        own = {k: v for k, v in os.environ.items() if not k.startswith(_CLUSTER)}
-        own |= {"PYTHONUNBUFFERED": "1", pulse.VARIABLE: self.pulse.variable, **self._environ}
-        if slot and slot.gpus is not None:
-            own["CUDA_VISIBLE_DEVICES"] = slot.gpus
-        before = os.sched_getaffinity(0)
+        environ = self._starter.environment(self._slot) | self._environ
         with open(self.log, "ab") as output:
             self._log_began = output.tell()
-            os.sched_setaffinity(0, (slot and slot.cores) or before)  # inherited by the process
-            try:
-                self.process = local.start_worker(
-                    self._command, own, output, pass_handles=(self.pulse.handle, *lock)
-                )
-            finally:
-                os.sched_setaffinity(0, before)
+            self.process, self.pulse = self._starter.start(
+                self._command, environ, output, lock, self._slot
+            )
         self._guard.watch(self.process)
 
     @property
@@ -198,7 +200,7 @@ class TrialProcess:
         if self.process is not None:
             local.reap_group(self.process)
             self._guard.release(self.process)
-        self.pulse.close()
+            self.pulse.close()
 
     def _last_lines(self):
         """The end of what this process, not one before it, has written."""
@@ -221,6 +223,60 @@ class Slot:
     number: int
     cores: frozenset | None = None
     gpus: str | None = None
+
+
+class Starter:
+    """Starts trials' processes, with the variables that this process has when the object is made.
+
+    Libraries that are imported later may add some.
+    """
+
+    def __init__(self):
+        self._environ = {k: v for k, v in os.environ.items() if not k.startswith(_CLUSTER)}
+        self._environ["PYTHONUNBUFFERED"] = "1"
+
+    def environment(self, slot):
+        """Return the variables of a trial's process in a slot."""
+        gpus = {} if slot.gpus is None else {"CUDA_VISIBLE_DEVICES": slot.gpus}
+        return self._environ | gpus
+
+    def prepare(self, slot):
+        """Called when a trial has begun in a slot, and another one will follow there."""
+
+    def start(self, command, environ, output, handles, slot):
+        """Start a process on the cores of a slot.
+
+        Args:
+            command: program and arguments.
+            environ: its variables.
+            output: the file that it writes into.
+            handles: open files that it inherits.
+            slot: a `Slot`.
+
+        Returns:
+            A `(subprocess.Popen, pulse.Pulse)` pair.
+
+        Raises:
+            OSError: if the system does not let it start.
+        """
+        own_pulse, before = pulse.Pulse(), os.sched_getaffinity(0)
+        try:
+            os.sched_setaffinity(0, slot.cores or before)  # inherited by the process
+            process = local.start_worker(
+                command,
+                environ | {pulse.VARIABLE: own_pulse.variable},
+                output,
+                pass_handles=(own_pulse.handle, *handles),
+            )
+        except OSError:
+            own_pulse.close()
+            raise
+        finally:
+            os.sched_setaffinity(0, before)
+        return process, own_pulse
+
+    def close(self):
+        """End what was prepared and is not needed."""
 
 
 def slots(num_slots, num_gpus=0, cores=None):
