@@ -85,9 +85,8 @@ class Observation:
                 ["loss", *run.config.metrics.names], facts["num_workers"], not facts["unseen_times"]
             )
         )
-        self._mark_restart()
-        if self._first_step:
-            self._log.glance(self._first_step)
+        if self._story.restarts and self._first_step:
+            self._log.mark_restart(self._first_step)
         self._tell_what_happened()
         self._write_hparams(config, facts)
 
@@ -172,24 +171,8 @@ class Observation:
         step = self._run.trainer.progress.step or self._first_step
         self._log.events("train").text(step, "what happened", "\n".join(lines))
 
-    def _mark_restart(self):
-        """Put a point on the curves of training where a life goes on, as a run of its own."""
-        if not self._story.restarts or not self._first_step:
-            return
-        files = RunFiles(self._folder.path)
-        curves = {name: files.curve("train", name) for name in files.metrics()}
-        points = {charts.tag(name): curve[-1][1] for name, curve in curves.items() if curve}
-        self._log.events("restarts").scalars(self._first_step, points)
-
-    def _mark_best(self):
-        """Put a point on the curve where it was best, as a run of its own."""
-        best = RunFiles(self._folder.path).best()
-        if best is not None:
-            name, value, step, _ = best
-            self._log.events("best").scalars(step, {charts.tag(name): value})
-
     def _end_pages(self):
-        self._mark_best()
+        self._log.mark_best()
         self._log.glance(self._run.trainer.progress.step)
         self._tell_what_happened()
         if self._hparams is not None:

@@ -14,6 +14,7 @@ from tfscale.monitor import pages, story, workers
 
 _NOT_METRICS = ("learning_rate", "step_seconds", "examples_per_second")
 _HIGHER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "r2", "cosine")
+_INSIDE = ("fits", "trials")  # folders of runs in that of a script or a search
 _SILENT_SECONDS = 60  # without a sign of life, from when on a run is called silent
 
 
@@ -38,7 +39,7 @@ def find(path):
     if (path / "metrics.jsonl").exists() or (path / "events.jsonl").exists():
         return [RunFiles(path)]
     found = []
-    for inside in ("fits", "trials"):
+    for inside in _INSIDE:
         folders = [p for p in (path / inside).glob("*") if (p / "metrics.jsonl").exists()]
         found += sorted(folders, key=lambda p: (len(p.name), p.name))
     if not found:
@@ -46,7 +47,7 @@ def find(path):
             "--run_dir must be the folder of a run, of a script or of a search, with curves in "
             f"it. Received: {path}, which has no metrics.jsonl. Folders of runs are in runs/."
         )
-    return [RunFiles(p, f"{path.name}/{p.parent.name}/{p.name}") for p in found]
+    return [RunFiles(p) for p in found]
 
 
 class RunFiles:
@@ -54,12 +55,13 @@ class RunFiles:
 
     Args:
         path: the folder of the run.
-        name: what it is called; by default the name of the folder.
+        name: what it is called; by default the name of the folder, and of a script's or a
+            search's in front of it.
     """
 
     def __init__(self, path, name=""):
         self.path = pathlib.Path(path)
-        self.name = name or self.path.resolve().name
+        self.name = name or _name(self.path.resolve())
         self.records = story.read(self.path / "metrics.jsonl")
         self.events = story.read(self.path / "events.jsonl")
         self.config = _read_json(self.path / "config.json")
@@ -218,6 +220,11 @@ def duration(seconds):
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
+
+
+def _name(path):
+    parts = path.parts[-3:] if path.parent.name in _INSIDE else path.parts[-1:]
+    return "/".join(parts)
 
 
 def _read_json(path):

@@ -72,6 +72,22 @@ class ScalarLog:
             self._next_glance = time.monotonic() + _GLANCE_SECONDS
             self._later(self._draw_glance, step)
 
+    def mark_restart(self, step):
+        """Put a point on the curves of training where a life goes on, as a run of its own."""
+        files = run_files.RunFiles(self._path.parent)
+        curves = {name: files.curve("train", name) for name in files.metrics()}
+        points = {charts.tag(name): curve[-1][1] for name, curve in curves.items() if curve}
+        if self._tensorboard_dir is not None:
+            self.events("restarts").scalars(step, points)
+            self.glance(step)
+
+    def mark_best(self):
+        """Put a point on the curve where it was best, as a run of its own."""
+        best = run_files.RunFiles(self._path.parent).best()
+        if best is not None and self._tensorboard_dir is not None:
+            name, value, step, _ = best
+            self.events("best").scalars(step, {charts.tag(name): value})
+
     def _later(self, draw, *arguments):
         """Write to event files while the next steps are taken."""
         if self._tensorboard_dir is None:
