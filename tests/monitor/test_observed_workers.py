@@ -25,3 +25,6 @@ def test_looking_changes_no_bit_and_names_the_slow_worker(tmp_path):
     shown = "\n".join(follow.lines(run))
     assert found.words()[:60] in shown and "Worker 1 is slow" in shown
     assert "finished" in shown and "step 60/60" in shown
+    failures = [str(result.arrays["failed"]) for result in results]  # and nobody waits
+    assert failures == ["1 worker(s) cannot read the data.", "the disk of worker 1"]
+    np.testing.assert_allclose(results[1].arrays["sums"], np.ones(320), rtol=1e-5)
