@@ -11,6 +11,7 @@ import datetime
 import json
 import socket
 
+import tensorflow as tf
 from absl import logging
 
 from tfscale.cluster import environment
@@ -225,10 +226,11 @@ class Observation:
             return
         [element] = self._run.splits.train.dataset(Shard()).take(1)
         share, _ = elements.with_count(element)
-        x, y = (part[:number].numpy() for part in share[:2])
+        x, y = tf.nest.map_structure(lambda part: part[:number], share[:2])
         if pictures.are_images(x):
-            captions = [str(c) for c in tested.classes_of(y)] if y.ndim <= 2 else [""] * len(x)
-            self._show("inputs", pictures.grid(x, captions), self._first_step)
+            splits = self._run.splits
+            captions = tested.captions(y, splits.num_classes, splits.class_names)
+            self._show("inputs", pictures.grid(x.numpy(), captions), self._first_step)
 
     def _show(self, name, drawn, step, description=""):
         """Keep a picture in the folder, and show it in TensorBoard."""
@@ -256,7 +258,8 @@ class Observation:
 
     def _draw_test(self, test, outputs):
         """Draw the worst mistakes, the confusion matrix, and precision over recall."""
-        step, result = self._run.trainer.progress.step, tested.Tested(test, outputs)
+        step, names = self._run.trainer.progress.step, self._run.splits.class_names
+        result = tested.Tested(test, outputs, names)
         self._show("confusion matrix", result.confusion(), step)
         worst = result.worst()
         if worst is not None:

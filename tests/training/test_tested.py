@@ -5,6 +5,7 @@ import weakref
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from tfscale.data import batches
@@ -75,3 +76,30 @@ def test_large_images_are_drawn_small_and_noise_of_them_is_no_large_file():
     assert len(png) < 2_000_000
     assert size == (8 * max(120, 24 * 6) + 8 * 8, 4 * (160 + 13 + 8))
     assert Image.open(io.BytesIO(png)).size == size
+
+
+@pytest.mark.parametrize(
+    ("y", "num_classes", "names", "captions"),
+    [
+        ([2, 0], 3, (), ["2", "0"]),
+        ([[2], [0]], 3, ("a", "b", "c"), ["c", "a"]),
+        ([[0.0, 1, 0], [1, 0, 0]], 3, ("a", "b", "c"), ["b", "a"]),
+        ([[0.25, 1.5], [1, 2]], None, (), ["0.25 1.5", "1 2"]),
+        ([0.125, 3], None, (), ["0.125", "3"]),
+        ([[[1.0]], [[2.0]]], None, (), ["", ""]),
+        ({"a": [1, 2], "b": [3.0, 4.0]}, 3, (), ["", ""]),
+    ],
+)
+def test_captions_say_what_the_target_is(y, num_classes, names, captions):
+    y = {k: tf.constant(v) for k, v in y.items()} if isinstance(y, dict) else tf.constant(y)
+    assert tested.captions(y, num_classes, names) == captions
+
+
+def test_mistakes_and_curves_have_the_names_of_the_classes(monkeypatch):
+    data, outputs = split(8, 2)
+    drawn = []
+    monkeypatch.setattr(pictures, "grid", lambda images, captions: drawn.extend(captions))
+    result = tested.Tested(data, outputs, ("cat", "dog"))
+    result.worst()
+    assert drawn == ["dog as cat"] * 4
+    assert [name for name, _ in result.counts()] == ["cat", "dog"]

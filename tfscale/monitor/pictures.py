@@ -13,7 +13,7 @@ _LINE = 13  # pixels of a line of text
 _WHITE, _BLACK = (255, 255, 255), (20, 20, 20)
 _LETTER = 6  # pixels, about
 _MOST_NUMBERED = 40  # classes of a confusion matrix with numbers in it
-_MOST_CHARACTERS = 24  # of a name or a caption
+MOST_CHARACTERS = 24  # of a name or a caption
 _MOST_PIXELS = 160  # of the longer side of an image of a grid
 
 
@@ -42,7 +42,7 @@ def grid(images, captions):
     scale = min(max(1, -(-_CELL // longer)), _MOST_PIXELS / longer)
     height, width = (max(1, round(scale * pixels)) for pixels in values.shape[1:3])
     way = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
-    captions = [caption[:_MOST_CHARACTERS] for caption in captions]
+    captions = [caption[:MOST_CHARACTERS] for caption in captions]
     wide = max(width, _LETTER * max(map(len, captions))) + 8
     tall = height + (_LINE if any(captions) else 0) + 8
     columns = min(_COLUMNS, len(values))
@@ -76,7 +76,7 @@ def confusion(counts, names=None, totals=None, title=""):
 
     counts = np.asarray(counts)
     classes = len(counts)
-    names = [name[:_MOST_CHARACTERS] for name in names or map(str, range(classes))]
+    names = [name[:MOST_CHARACTERS] for name in names or map(str, range(classes))]
     totals = counts.sum(1) if totals is None else totals
     shares = np.minimum(counts / np.maximum(totals, 1)[:, None], 1)
     is_numbered = classes <= _MOST_NUMBERED

@@ -5,6 +5,7 @@ the first and, where there are mistakes, once more for the others.
 """
 
 import numpy as np
+import tensorflow as tf
 
 from tfscale import strategy as strategy_lib
 from tfscale.data import batches, elements
@@ -13,6 +14,7 @@ from tfscale.monitor import pictures
 
 _NUM_MISTAKES = 32  # examples that are shown
 _MOST_CURVES = 10  # of precision and recall
+_MOST_NUMBERS = 3  # of a target that is no class
 _THRESHOLDS = np.linspace(0, 1, 101)
 _MOST_OUTPUTS = 50_000_000  # numbers of all examples and classes, 200 MB
 _MOST_CLASSES = 200  # of a confusion matrix of all of them
@@ -91,10 +93,12 @@ class Tested:
     Args:
         test: the `Batches`.
         outputs: as `probabilities` returned them.
+        names: of the classes; () for their numbers.
     """
 
-    def __init__(self, test, outputs):
+    def __init__(self, test, outputs, names=()):
         self._test, self._outputs = test, outputs
+        self._names = names or [str(c) for c in range(outputs.shape[1])]
         labels = [classes_of(share[1].numpy()) for share in self._shares()]
         self._true = np.concatenate(labels).astype(np.int64)
         self._predicted = outputs.argmax(1)
@@ -125,7 +129,7 @@ class Tested:
         counts = np.zeros([len(shown)] * 2, np.int64)
         np.add.at(counts, (rows[is_shown], columns[is_shown]), 1)
         totals = np.bincount(self._true, minlength=classes)[shown]
-        return pictures.confusion(counts, [str(c) for c in shown], totals, title)
+        return pictures.confusion(counts, [self._names[c] for c in shown], totals, title)
 
     def worst(self):
         """Draw the worst mistakes, or return None: there are none, or no images."""
@@ -137,7 +141,11 @@ class Tested:
         images = self._images(worst)
         if images is None:
             return None
-        captions = [f"{self._true[i]} as {self._predicted[i]}" for i in worst]
+        pairs = [(self._names[self._true[i]], self._names[self._predicted[i]]) for i in worst]
+        captions = [
+            " as ".join(name[: pictures.MOST_CHARACTERS // 2 - 2] for name in pair)
+            for pair in pairs
+        ]
         return pictures.grid(np.stack(images), captions)
 
     def _images(self, positions):
@@ -155,7 +163,7 @@ class Tested:
         """Give, for the first classes, true and false positives, true and false negatives.
 
         Yields:
-            Pairs of a class and four vectors over thresholds from 0 to 1.
+            Pairs of a class's name and four vectors over thresholds from 0 to 1.
         """
         for label in range(min(self._outputs.shape[1], _MOST_CURVES)):
             scores, is_class = self._outputs[:, label], self._true == label
@@ -163,7 +171,28 @@ class Tested:
                 len(part) - np.searchsorted(np.sort(part), _THRESHOLDS)
                 for part in (scores[is_class], scores[~is_class])
             )
-            yield label, (found, wrong, (~is_class).sum() - wrong, is_class.sum() - found)
+            yield (
+                self._names[label],
+                (found, wrong, (~is_class).sum() - wrong, is_class.sum() - found),
+            )
+
+
+def captions(y, num_classes, names=()):
+    """Return a line of text for each target: a class's name or number, or numbers.
+
+    Args:
+        y: targets of shape (examples, ...), or a nest of such.
+        num_classes: of the data; None for a regression.
+        names: of the classes; () for their numbers.
+    """
+    first = tf.nest.flatten(y)[0]
+    if not isinstance(y, tf.Tensor) or y.shape.rank > 2:
+        return [""] * len(first)
+    y = y.numpy().reshape(len(y), -1)
+    if num_classes and y.shape[1] in (1, num_classes):
+        classes = classes_of(y)
+        return [names[c] if names and c == int(c) else f"{c:g}" for c in classes]
+    return [" ".join(f"{value:.3g}" for value in row[:_MOST_NUMBERS]) for row in y]
 
 
 def classes_of(y):
