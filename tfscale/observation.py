@@ -194,6 +194,7 @@ class Observation:
         best = RunFiles(self._folder.path).best()
         if best is not None:
             name, value, step, _ = best
+            self._log.events("best").forget_after(-1)  # of another best step before it
             self._log.events("best").scalars(step, {charts.tag(name): value})
 
     def _end_pages(self):
