@@ -2,7 +2,7 @@
 
 import time
 
-from tfscale.monitor.run_files import duration
+from tfscale.monitor.run_files import duration, score
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _BAR = 30
@@ -22,7 +22,7 @@ def lines(run, now=None, width=100):
     """
     now = time.time() if now is None else now
     rows = [("run", f"{run.state(now)}: {run.path}"), ("progress", _progress(run))]
-    for name in run.metrics():
+    for name in run.metrics(of_several=True):
         trained, validated = run.curve("train", name), run.curve("validation", name)
         text = _curve(validated or trained)
         if trained:
@@ -32,7 +32,7 @@ def lines(run, now=None, width=100):
         rows.append((name, text))
     best = run.best()
     if best is not None:
-        rows.append(("best", f"{best[0]} {best[1]:.4f} at step {best[2]}, epoch {best[3]}"))
+        rows.append(("best", f"{best[0]} {score(best[1])} at step {best[2]}, epoch {best[3]}"))
     rows.append(("speed", _speed(run)))
     seconds = [record["seconds"] for record in run.records if "seconds" in record]
     if seconds:

@@ -15,6 +15,7 @@ from tfscale.monitor import pages, story, workers
 _NOT_METRICS = ("learning_rate", "step_seconds", "examples_per_second")
 _HIGHER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "r2", "cosine")
 _SILENT_SECONDS = 60  # without a sign of life, from when on a run is called silent
+_MOST = 1e200  # a number whose square is infinite is not drawn
 
 
 def higher_is_better(name):
@@ -68,6 +69,8 @@ class RunFiles:
     def curve(self, kind, name):
         """Return the finite points of a number, pairs of step and value.
 
+        A metric of several numbers, such as one a class, is here by its mean.
+
         Args:
             kind: "train", "validation" or "test"; "" for what stands beside them, such as
                 "goodput", or "seconds/compute".
@@ -81,18 +84,23 @@ class RunFiles:
                 path,
                 record,
             )
-            if isinstance(value, (int, float)) and math.isfinite(value):
+            value = one_number(value)
+            if value is not None and abs(value) < _MOST:
                 points.append((record["step"], value))
         return points
 
-    def metrics(self):
-        """Return the names of the model's numbers, the loss first."""
+    def metrics(self, of_several=False):
+        """Return the names of the model's numbers, the loss first.
+
+        Args:
+            of_several: those of several numbers are among them.
+        """
         names = {
             name: None
             for record in self.records
             for kind in ("train", "validation")
             for name, value in record.get(kind, {}).items()
-            if name not in _NOT_METRICS and not isinstance(value, list)
+            if name not in _NOT_METRICS and (of_several or not isinstance(value, list))
         }
         return sorted(names, key=lambda name: (name != "loss", name))
 
@@ -206,6 +214,22 @@ class RunFiles:
             return None
         rate = (mine[-1]["time"] - mine[0]["time"]) / (mine[-1]["step"] - mine[0]["step"])
         return max(epochs * steps - self.step, 0) * rate
+
+
+def one_number(value):
+    """Return a score as one number: of several, such as one a class, their mean; or None."""
+    if isinstance(value, list):
+        parts = [one_number(part) for part in value]
+        return None if None in parts or not parts else sum(parts) / len(parts)
+    return value if isinstance(value, (int, float)) and value == value else None
+
+
+def score(value):
+    """Return a score in a few characters."""
+    value = one_number(value)
+    if value is None:
+        return "nan"
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 def duration(seconds):
