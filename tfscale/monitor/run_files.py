@@ -6,21 +6,14 @@ missing or be in the middle of being written.
 
 import functools
 import json
-import math
 import pathlib
 import time
 
-from tfscale.monitor import pages, story, workers
+from tfscale.monitor import pages, scores, story, workers
 
 _NOT_METRICS = ("learning_rate", "step_seconds", "examples_per_second")
-_HIGHER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "r2", "cosine")
 _SILENT_SECONDS = 60  # without a sign of life, from when on a run is called silent
 _MOST = 1e200  # a number whose square is infinite is not drawn
-
-
-def higher_is_better(name):
-    """Say whether a metric is better the higher it is, by its name."""
-    return any(part in name.lower() for part in _HIGHER_IS_BETTER)
 
 
 def find(path):
@@ -84,10 +77,19 @@ class RunFiles:
                 path,
                 record,
             )
-            value = one_number(value)
+            value = scores.one_number(value)
             if value is not None and abs(value) < _MOST:
                 points.append((record["step"], value))
         return points
+
+    def validations(self, with_evaluator=True):
+        """Return the records of validation, by step: the run's own, or else an evaluator's.
+
+        Args:
+            with_evaluator: those of the evaluator task count where the run has none of its own.
+        """
+        own = [record for record in self.records if "validation" in record]
+        return own
 
     def metrics(self, of_several=False):
         """Return the names of the model's numbers, the loss first.
@@ -105,27 +107,13 @@ class RunFiles:
         return sorted(names, key=lambda name: (name != "loss", name))
 
     def best(self):
-        """Return `(name, value, step, epoch)` of the best validation; None where there was none.
+        """Return `(name, value, step, epoch)` of the best step; None where there is none.
 
-        By `checkpoint.keep_best`, or else the first metric, or else the loss; without validation
-        it is the best record of training. The epoch counts from 1.
+        By `checkpoint.keep_best`, or else the first metric of which it is known which way is
+        better, or else the loss; without validation it is the best record of training. The epoch
+        counts from 1.
         """
-        names = [name for name in self.metrics() if name != "loss"] or self.metrics()
-        kept = self.config.get("checkpoint", {}).get("keep_best", "")
-        wanted = kept.removeprefix("val_") if kept else names[0] if names else ""
-        validated = any(wanted in record.get("validation", {}) for record in self.records)
-        kind = "validation" if validated else "train"
-        found = None
-        for record in self.records:
-            value = record.get(kind, {}).get(wanted)
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                continue
-            sign = 1 if higher_is_better(wanted) else -1
-            if found is None or sign * value > sign * found[1]:
-                found = (wanted, value, record["step"], record.get("epoch", 0) + 1)
-        if found is None:
-            return None
-        return found
+        return scores.best(self)
 
     def slowest(self):
         """Return the `workers.Slowest` of this run; None for one worker."""
@@ -214,22 +202,6 @@ class RunFiles:
             return None
         rate = (mine[-1]["time"] - mine[0]["time"]) / (mine[-1]["step"] - mine[0]["step"])
         return max(epochs * steps - self.step, 0) * rate
-
-
-def one_number(value):
-    """Return a score as one number: of several, such as one a class, their mean; or None."""
-    if isinstance(value, list):
-        parts = [one_number(part) for part in value]
-        return None if None in parts or not parts else sum(parts) / len(parts)
-    return value if isinstance(value, (int, float)) and value == value else None
-
-
-def score(value):
-    """Return a score in a few characters."""
-    value = one_number(value)
-    if value is None:
-        return "nan"
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 def duration(seconds):

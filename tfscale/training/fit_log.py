@@ -9,7 +9,7 @@ import socket
 from tfscale.cluster import environment
 from tfscale.monitor import run_log
 from tfscale.monitor.story import Story
-from tfscale.training import run_state
+from tfscale.training import run_state, saver
 from tfscale.training.measures import Measures, unseen_times
 
 _RECORDS_AN_EPOCH = 20
@@ -66,7 +66,7 @@ class FitLog(run_log.RunLog):
         self._log = run_log.ScalarLog(lines, tensorboard, self._first_step)
         self._log.forget_later_points()
         self._story = Story(self._folder / "events.jsonl")
-        shard = self._loop.shard
+        shard, run = self._loop.shard, self._run
         self._story.begin(
             self._first_step,
             num_workers=shard.num_workers,
@@ -78,6 +78,9 @@ class FitLog(run_log.RunLog):
             epochs=self._run.epochs,
             versions=run_state.versions(),
             unseen_times=unseen_times(self._loop.strategy.extended.worker_devices),
+            **saver.what_is_best(
+                self._loop.model, run.saver.checkpoints, run.validation is not None
+            ),
             **self._log.seen,
         )
 
