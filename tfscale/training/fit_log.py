@@ -6,6 +6,7 @@ They lie beside the checkpoints of the call, where `tfscale.watch` and `tfscale.
 import contextlib
 import socket
 
+from tfscale import strategy as strategy_lib
 from tfscale.cluster import environment
 from tfscale.monitor import run_log
 from tfscale.monitor.story import Story
@@ -77,7 +78,7 @@ class FitLog(run_log.RunLog):
             steps_per_epoch=self._run.steps_per_epoch,
             epochs=self._run.epochs,
             versions=run_state.versions(),
-            unseen_times=unseen_times(self._loop.strategy.extended.worker_devices),
+            unseen_times=unseen_times(strategy_lib.own_devices(self._loop.strategy)),
             **saver.what_is_best(
                 self._loop.model, run.saver.checkpoints, run.validation is not None
             ),
