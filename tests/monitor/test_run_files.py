@@ -41,6 +41,34 @@ def test_state_is_told_by_the_last_event_and_by_the_clock(tmp_path):
     assert run.state() == "told to leave, exit code 143"
 
 
+@pytest.mark.parametrize(
+    ("told", "silent", "state"),
+    [
+        ([(1, 30), (2, 60), (3, 90)], 80, "training"),  # a record in half a minute
+        ([(1, 30), (2, 60), (3, 90)], 100, "no sign of life for 1 min 40 s"),
+        ([(1, 300), (2, 600), (3, 900)], 800, "training"),
+        ([(9, 9), (10, 10)], 500, "training"),  # the end of an epoch: it may validate
+        ([(9, 9), (10, 10)], 700, "no sign of life for 11 min 40 s"),
+        ([], 500, "starting"),  # it may trace
+        ([], 700, "no sign of life for 11 min 40 s"),
+    ],
+)
+def test_silence_is_measured_by_the_run_itself(tmp_path, told, silent, state):
+    records = [made_runs.record(step, 1.0) | {"time": made_runs.BEGAN + s} for step, s in told]
+    run = RunFiles(made_runs.write(tmp_path / "run", records, [made_runs.begin(0, 0)]))
+    now = made_runs.BEGAN + (told[-1][1] if told else 0) + silent
+    assert run.state(now) == state
+    assert (" left" in follow.lines(run, now)[1]) == bool(told)
+
+
+def test_life_that_begins_again_is_not_judged_by_the_one_before(tmp_path):
+    records = [made_runs.record(step, 1.0) for step in range(1, 16)]
+    events = [made_runs.begin(0, 0), made_runs.begin(10, 5000)]
+    run = RunFiles(made_runs.write(tmp_path / "run", records, events))
+    assert run.state(made_runs.BEGAN + 5100) == "starting"
+    assert run.state(made_runs.BEGAN + 5700).startswith("no sign of life")
+
+
 def test_time_left_is_at_the_pace_of_this_life(tmp_path):
     records = [made_runs.record(s, 1.0) for s in range(1, 6)]
     run = RunFiles(made_runs.write(tmp_path / "run", records, [made_runs.begin(0, 0)]))

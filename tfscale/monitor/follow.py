@@ -64,8 +64,7 @@ def _progress(run):
     bar = "█" * int(done * _BAR) + "░" * (_BAR - int(done * _BAR))
     text = f"{bar} {100 * done:3.0f} %  {text}/{total:,}"
     left = run.seconds_left()
-    going_on = run.state() in ("training", "starting")
-    return text + (f"  about {duration(left)} left" if left and going_on else "")
+    return text + (f"  about {duration(left)} left" if left and not run.is_over else "")
 
 
 def _speed(run):

@@ -5,6 +5,7 @@ missing or be in the middle of being written.
 """
 
 import functools
+import itertools
 import json
 import pathlib
 import time
@@ -12,7 +13,9 @@ import time
 from tfscale.monitor import pages, scores, story, workers
 
 _NOT_METRICS = ("learning_rate", "step_seconds", "examples_per_second")
-_SILENT_SECONDS = 60  # without a sign of life, from when on a run is called silent
+# Without a sign of life for so long a run is called silent: within an epoch, and where it may be
+# tracing its graph, validating or saving; and for so many times its longest gap so far.
+_SILENT_SECONDS, _SILENT_BETWEEN_SECONDS, _GAPS = 60, 600, 3
 _MOST = 1e200  # a number whose square is infinite is not drawn
 
 
@@ -180,19 +183,43 @@ class RunFiles:
             now: seconds since 1970; by default the present.
         """
         last = self.events[-1] if self.events else {}
-        if last.get("event") == "end":
-            return "finished"
         if last.get("event") == "left":
             return f"told to leave, exit code {last['code']}"
         if last.get("event") == "failed":
             return "failed"
-        if not self.events and self.summary:
+        if self.is_over:
             return "finished"
-        times = [entry["time"] for entry in (*self.events, *self.records) if "time" in entry]
-        silent = (time.time() if now is None else now) - max(times, default=0)
-        if times and silent > _SILENT_SECONDS:
+        signs = self._signs()
+        silent = (time.time() if now is None else now) - (signs[-1][0] if signs else 0)
+        if signs and silent > self._longest_silence(signs):
             return f"no sign of life for {duration(silent)}"
-        return "training" if self.records else "starting"
+        return "training" if signs and signs[-1][2] != "begin" else "starting"
+
+    @property
+    def is_over(self):
+        """Whether its last life has come to an end, a good one or not."""
+        if not self.events:
+            return bool(self.summary)
+        return self.events[-1]["event"] in ("end", "left", "failed")
+
+    def _signs(self):
+        """The signs of its last life, by time: `(time, step, what)`."""
+        begun = self.begun.get("time", 0)
+        signs = [(e["time"], e["step"], e["event"]) for e in self.events if e["time"] >= begun]
+        signs += [
+            (record["time"], record["step"], "record")
+            for record in self.records
+            if record.get("time", -1) >= begun
+        ]
+        return sorted(signs)
+
+    def _longest_silence(self, signs):
+        """How long it may be silent and well, in seconds."""
+        gaps = [later[0] - earlier[0] for earlier, later in itertools.pairwise(signs)]
+        steps, (_, step, what) = self.begun.get("steps_per_epoch"), signs[-1]
+        is_within = what != "begin" and steps and step % steps
+        least = _SILENT_SECONDS if is_within else _SILENT_BETWEEN_SECONDS
+        return max(least, _GAPS * max(gaps, default=0))
 
     def seconds_left(self):
         """Return about how long it still takes; None where that cannot be known."""
