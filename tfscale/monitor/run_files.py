@@ -57,8 +57,15 @@ class RunFiles:
     def __init__(self, path, name=""):
         self.path = pathlib.Path(path)
         self.name = name or self.path.resolve().name
-        self.records = story.read(self.path / "metrics.jsonl")
-        self.events = story.read(self.path / "events.jsonl")
+        self._records = story.Lines(self.path / "metrics.jsonl", "step")
+        self._events = story.Lines(self.path / "events.jsonl", "event")
+        self._scored = story.Lines(self.path / "evaluator.jsonl", "evaluator")
+        self.look()
+
+    def look(self):
+        """Take in what is new in the files."""
+        self.records, self.events = self._records.read(), self._events.read()
+        self._evaluated = self._scored.read()
         self.config = _read_json(self.path / "config.json")
         self.summary = _read_json(self.path / "summary.json")
 
@@ -74,7 +81,7 @@ class RunFiles:
         """
         path = [kind, name] if kind else name.split("/")
         points = []
-        for record in self.records:
+        for record in self.validations() if kind == "validation" else self.records:
             value = functools.reduce(
                 lambda found, key: found.get(key, {}) if isinstance(found, dict) else {},
                 path,
@@ -86,13 +93,25 @@ class RunFiles:
         return points
 
     def validations(self, with_evaluator=True):
-        """Return the records of validation, by step: the run's own, or else an evaluator's.
+        """Return the records of validation, by step.
 
         Args:
-            with_evaluator: those of the evaluator task count where the run has none of its own.
+            with_evaluator: those of a cluster's evaluator task are among them, of steps that the
+                run itself has not scored.
         """
         own = [record for record in self.records if "validation" in record]
-        return own
+        if not with_evaluator or not self._evaluated:
+            return own
+        steps = self.begun.get("steps_per_epoch") or max(self.step, 1)
+        found = {
+            record["step"]: {
+                "step": record["step"],
+                "epoch": max(record["step"] - 1, 0) // steps,
+                "validation": record["evaluator"],
+            }
+            for record in self._evaluated
+        } | {record["step"]: record for record in own}
+        return [found[step] for step in sorted(found)]
 
     def metrics(self, of_several=False):
         """Return the names of the model's numbers, the loss first.
@@ -102,7 +121,7 @@ class RunFiles:
         """
         names = {
             name: None
-            for record in self.records
+            for record in (*self.records, *self.validations())
             for kind in ("train", "validation")
             for name, value in record.get(kind, {}).items()
             if name not in _NOT_METRICS and (of_several or not isinstance(value, list))

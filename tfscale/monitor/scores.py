@@ -77,10 +77,12 @@ def _wanted(run):
 def _candidates(run, name):
     """Pairs of a record and its value: what the best is chosen from.
 
-    Where a checkpoint is kept by it, that is what the run itself has at the ends of epochs.
+    An evaluator's validations count where the run has none of its own. Where a checkpoint is kept
+    by it, that is what the run itself has at the ends of epochs.
     """
     is_kept, bare = name == _kept(run), name.removeprefix("val_")
-    validated = _values(run.validations(with_evaluator=not is_kept), "validation", bare)
+    records = run.validations(with_evaluator=False) or ([] if is_kept else run.validations())
+    validated = _values(records, "validation", bare)
     if name != bare or validated and not is_kept:
         return validated
     return _values(_ends_of_epochs(run) if is_kept else run.records, "train", bare)
@@ -93,7 +95,7 @@ def _values(records, kind, name):
 
 def _ends_of_epochs(run):
     """The last record of training in each epoch that has come to its end."""
-    lasts = {record["epoch"]: record for record in run.records if "train" in record}
+    lasts = {record.get("epoch", 0): record for record in run.records if "train" in record}
     steps, newest = run.begun.get("steps_per_epoch"), max(lasts, default=0)
     has_ended = bool(run.events) and run.events[-1]["event"] == "end"
     return [
