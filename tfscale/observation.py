@@ -22,7 +22,7 @@ from tfscale.monitor import charts, event_file, model_graph, pages, pictures, ru
 from tfscale.monitor.run_files import RunFiles
 from tfscale.monitor.story import Story
 from tfscale.training import checkpoint as checkpoint_lib
-from tfscale.training import run_state, tested
+from tfscale.training import run_state, saver, tested
 from tfscale.training.measures import Measures, unseen_times
 from tfscale.training.profile import Profile
 
@@ -146,6 +146,7 @@ class Observation:
         command = pages.command(
             self._folder.path, run.strategy_name, shard.num_workers, replicas, run.deterministic
         )
+        validates = bool(run.config.train.validate_every and run.splits.validation is not None)
         return {
             "command": command,
             "strategy": run.strategy_name,
@@ -158,6 +159,7 @@ class Observation:
             "epochs": run.config.train.epochs,
             "versions": run_state.versions(),
             "unseen_times": self._unseen_times(),
+            **saver.what_is_best(trainer.model, self._folder.checkpoints, validates),
         }
 
     def _unseen_times(self):

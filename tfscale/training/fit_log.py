@@ -6,10 +6,11 @@ They lie beside the checkpoints of the call, where `tfscale.watch` and `tfscale.
 import contextlib
 import socket
 
+from tfscale import strategy as strategy_lib
 from tfscale.cluster import environment
 from tfscale.monitor import charts, run_log
 from tfscale.monitor.story import Story
-from tfscale.training import run_state
+from tfscale.training import run_state, saver
 from tfscale.training.measures import Measures, unseen_times
 
 _RECORDS_AN_EPOCH = 20
@@ -67,7 +68,7 @@ class FitLog(run_log.RunLog):
         self._log = run_log.ScalarLog(lines, tensorboard, self._first_step)
         self._log.forget_later_points()
         self._story = Story(self._folder / "events.jsonl")
-        shard = self._loop.shard
+        shard, run = self._loop.shard, self._run
         self._story.begin(
             self._first_step,
             num_workers=shard.num_workers,
@@ -78,7 +79,10 @@ class FitLog(run_log.RunLog):
             steps_per_epoch=self._run.steps_per_epoch,
             epochs=self._run.epochs,
             versions=run_state.versions(),
-            unseen_times=unseen_times(self._loop.strategy.extended.worker_devices),
+            unseen_times=unseen_times(strategy_lib.own_devices(self._loop.strategy)),
+            **saver.what_is_best(
+                self._loop.model, run.saver.checkpoints, run.validation is not None
+            ),
             **self._log.seen,
         )
         if self._story.restarts and self._first_step:
