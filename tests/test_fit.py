@@ -17,10 +17,11 @@ import tensorflow as tf  # noqa: F401  (conftest then gives this process three C
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from tfscale import config_files, evaluate, fit
+from tfscale import config_files, evaluate, experiment, fit
 from tfscale.cluster import ports
 from tfscale.monitor import charts, run_log
 from tfscale.training import checkpoint as checkpoint_lib
+from tfscale.training import tested
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = (
@@ -293,6 +294,34 @@ class TestWhatARunLeaves:
         assert folder.name.startswith("digits-convnet-20")
         assert not (folder / "tensorboard").exists()
         assert str(folder) in capsys.readouterr().out
+
+
+class TestTheEndOfARun:
+    def test_what_fails_after_the_last_step_is_told_and_pictures_come_last(
+        self, tmp_path, monkeypatch, caplog
+    ):
+        run_dir, argv = tmp_path / "run", (*SMALL, "--config.log.tensorboard=false")
+
+        def fails(*_):
+            raise OSError("no space left")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(experiment, "save_model", fails)
+            with pytest.raises(OSError, match="no space left"):
+                train(run_dir, *argv)
+        told = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+        assert [event["event"] for event in told] == ["begin", "failed"]
+        assert told[-1]["error"] == "OSError: no space left"
+
+        def fails_late(*_):
+            assert read_summary(run_dir)["steps"] == STEPS
+            raise MemoryError("too many classes")
+
+        monkeypatch.setattr(tested, "probabilities", fails_late)
+        train(run_dir, *argv)
+        told = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+        assert [event["event"] for event in told] == ["begin", "failed", "begin", "end"]
+        assert "could not be shown: MemoryError: too many classes" in caplog.text
 
 
 class TestGoingOn:

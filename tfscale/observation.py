@@ -11,6 +11,7 @@ import datetime
 import json
 import socket
 
+import tensorflow as tf
 from absl import logging
 
 from tfscale.cluster import environment
@@ -20,6 +21,7 @@ from tfscale.models import objectives
 from tfscale.monitor import charts, event_file, model_graph, pages, pictures, run_log
 from tfscale.monitor.run_files import RunFiles
 from tfscale.monitor.story import Story
+from tfscale.training import checkpoint as checkpoint_lib
 from tfscale.training import run_state, saver, tested
 from tfscale.training.measures import Measures, unseen_times
 from tfscale.training.profile import Profile
@@ -85,9 +87,8 @@ class Observation:
                 ["loss", *run.config.metrics.names], facts["num_workers"], not facts["unseen_times"]
             )
         )
-        self._mark_restart()
-        if self._first_step:
-            self._log.glance(self._first_step)
+        if self._story.restarts and self._first_step:
+            self._log.mark_restart(self._first_step)
         self._tell_what_happened()
         self._write_hparams(config, facts)
 
@@ -100,26 +101,31 @@ class Observation:
             self._story.close()
             self._log.close()
 
-    def end(self, test, scores):
-        """Write how the run has ended; every worker calls this.
+    def scored(self, scores):
+        """Write what the test split has given: loss and metrics, or None."""
+        if self._log is not None and scores is not None:
+            self._log.write("test", self._run.trainer.progress.step, scores)
+
+    def end(self, test):
+        """Write how the run has ended, whose results are on the disk; every worker calls this.
 
         Args:
             test: the `Batches` of the test split, or None.
-            scores: its loss and metrics, or None.
         """
-        outputs = self._outputs(test)
+        if self._log is not None:
+            self._guarded("the end of the run", self._end)
+        outputs = self._guarded("what the model says of the test split", self._outputs, test)
         if self._log is None:
             return
-        step = self._run.trainer.progress.step
-        if scores is not None:
-            self._log.write("test", step, scores)
         if outputs is not None:
             self._guarded("the mistakes on the test split", self._draw_test, test, outputs)
-        self._story.tell("end", step)
-        if self._log.events("train") is not None:
-            self._guarded("the end of the run", self._end_pages)
-        self._log.close()
+        self._guarded("the last curves", self._log.close)
+
+    def _end(self):
+        self._story.tell("end", self._run.trainer.progress.step)
         self._story.close()
+        if self._log.events("train") is not None:
+            self._end_pages()
 
     def summary(self):
         """Return what the summary says of the run's course; for the chief."""
@@ -164,9 +170,10 @@ class Observation:
     def _guarded(self, what, write, *arguments):
         """Write something that a run can do without."""
         try:
-            write(*arguments)
+            return write(*arguments)
         except Exception as error:  # whatever it is, the run is worth more
             logging.warning("%s could not be shown: %s: %s", what, type(error).__name__, error)
+            return None
 
     def _tell_what_happened(self):
         told = pages.happened(self._story.events)
@@ -174,24 +181,8 @@ class Observation:
         step = self._run.trainer.progress.step or self._first_step
         self._log.events("train").text(step, "what happened", "\n".join(lines))
 
-    def _mark_restart(self):
-        """Put a point on the curves of training where a life goes on, as a run of its own."""
-        if not self._story.restarts or not self._first_step:
-            return
-        files = RunFiles(self._folder.path)
-        curves = {name: files.curve("train", name) for name in files.metrics()}
-        points = {charts.tag(name): curve[-1][1] for name, curve in curves.items() if curve}
-        self._log.events("restarts").scalars(self._first_step, points)
-
-    def _mark_best(self):
-        """Put a point on the curve where it was best, as a run of its own."""
-        best = RunFiles(self._folder.path).best()
-        if best is not None:
-            name, value, step, _ = best
-            self._log.events("best").scalars(step, {charts.tag(name): value})
-
     def _end_pages(self):
-        self._mark_best()
+        self._log.mark_best()
         self._log.glance(self._run.trainer.progress.step)
         self._tell_what_happened()
         if self._hparams is not None:
@@ -220,16 +211,18 @@ class Observation:
             return
         [element] = self._run.splits.train.dataset(Shard()).take(1)
         share, _ = elements.with_count(element)
-        x, y = (part[:number].numpy() for part in share[:2])
+        x, y = tf.nest.map_structure(lambda part: part[:number], share[:2])
         if pictures.are_images(x):
-            captions = [str(c) for c in tested.classes_of(y)] if y.ndim <= 2 else [""] * len(x)
-            self._show("inputs", pictures.grid(x, captions), self._first_step)
+            splits = self._run.splits
+            captions = tested.captions(y, splits.num_classes, splits.class_names)
+            self._show("inputs", pictures.grid(x.numpy(), captions), self._first_step)
 
     def _show(self, name, drawn, step, description=""):
         """Keep a picture in the folder, and show it in TensorBoard."""
         png, size = drawn
         self._folder.pictures.mkdir(exist_ok=True)
-        (self._folder.pictures / f"{name.replace(' ', '_')}.png").write_bytes(png)
+        path = self._folder.pictures / f"{name.replace(' ', '_')}.png"
+        checkpoint_lib.write_whole(path, png)
         events = self._log.events("train")
         if events is not None:
             events.picture(step, name, png, size, description)
@@ -250,7 +243,8 @@ class Observation:
 
     def _draw_test(self, test, outputs):
         """Draw the worst mistakes, the confusion matrix, and precision over recall."""
-        step, result = self._run.trainer.progress.step, tested.Tested(test, outputs)
+        step, names = self._run.trainer.progress.step, self._run.splits.class_names
+        result = tested.Tested(test, outputs, names)
         self._show("confusion matrix", result.confusion(), step)
         worst = result.worst()
         if worst is not None:

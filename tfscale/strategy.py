@@ -48,7 +48,8 @@ def make_strategy(
     pulse.begin()
     if name not in STRATEGIES:
         raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}. Received: {name!r}.")
-    cluster = cluster or environment.resolve()
+    if name in ("auto", "multiworker"):  # a process alone asks nobody who else there is
+        cluster = cluster or environment.resolve()
     if name == "auto":
         many_gpus = len(find_gpus()) > 1
         in_cluster = cluster.workers or _multiworker_here.get("lent")
@@ -244,7 +245,7 @@ def _share_this_machine(cluster):
                     f"Received: {local_workers} workers and {len(gpus)} GPUs. "
                     "Use fewer workers, or hide the GPUs with CUDA_VISIBLE_DEVICES=-1."
                 )
-            gpus = gpus[cluster.rank :: local_workers]
+            gpus = gpus[(cluster or environment.resolve()).rank :: local_workers]
             tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)

@@ -114,6 +114,35 @@ def test_run_does_not_wait_for_tensorboards_files(path, tmp_path, monkeypatch):
     assert shown(tmp_path / "train") == [0, 1, 2, 3, 4]
 
 
+def test_run_that_goes_back_leaves_no_branch_in_the_curves(path, tmp_path):
+    """As `on_bad_loss="rollback"` does, within an epoch and to the one before."""
+    log, progress = ScalarLog(path, tmp_path), Progress()
+    callback = RunLog(log, progress, 1)
+
+    def steps(first, last):
+        for step in range(first, last + 1):
+            callback.on_train_batch_begin(step - 1)
+            progress.advance(1, 10, 0.1)
+            callback.on_train_batch_end(step - 1, {"loss": float(step)})
+
+    callback.on_epoch_begin(0)
+    steps(1, 8)
+    bad = {"step": 9, "epoch": 0, "loss": "nan", "bad": "loss", "action": "rollback"}
+    callback.on_bad_step(bad)
+    progress.step = 6
+    steps(7, 8)
+    callback.on_epoch_end(0, {"loss": 1.0, "val_loss": 2.0})
+    progress.step = 4
+    callback.on_epoch_begin(0)
+    steps(5, 6)
+    log.close()
+    assert [r["step"] for r in lines(path) if "train" in r] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in lines(path) if "bad_step" in r] == [9]
+    assert not [r for r in lines(path) if "validation" in r]
+    assert shown(tmp_path / "train") == [1, 2, 3, 4, 5, 6]
+    assert shown(tmp_path / "validation") == []
+
+
 def test_line_that_was_cut_off_is_dropped(path):
     log = ScalarLog(path)
     log.write("train", 5, {"loss": 1.0})

@@ -7,9 +7,9 @@ import io
 
 from tfscale.monitor.scores import in_words
 
-_WIDTH, _LINE, _MARGIN = 440, 25, 12  # pixels
+_WIDTH, _LINE, _MARGIN = 416, 25, 8  # pixels; a card of TensorBoard is so wide
 _COLOURS = {"": (90, 90, 90), "good": (30, 130, 70), "bad": (190, 30, 30)}
-_MOST_CHARACTERS = 54  # of a line
+_MOST_CHARACTERS = 52  # of a line
 
 
 def facts(run):

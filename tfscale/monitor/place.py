@@ -34,9 +34,9 @@ class Place:
         self._known = {path: run for path, run in self._known.items() if path in folders}
         for run in self._known.values():
             run.look()
-        for path, name in folders.items():
+        for path in folders:
             if path not in self._known:
-                self._known[path] = run_files.RunFiles(path, name)
+                self._known[path] = run_files.RunFiles(path)
         self.runs = [self._known[path] for path in folders]
         return self.runs
 

@@ -13,6 +13,7 @@ import time
 from tfscale.monitor import pages, scores, story, workers
 
 _NOT_METRICS = ("learning_rate", "step_seconds", "examples_per_second")
+_INSIDE = ("fits", "trials")  # folders of runs in that of a script or a search
 # Without a sign of life for so long a run is called silent: within an epoch, and where it may be
 # tracing its graph, validating or saving; and for so many times its longest gap so far.
 _SILENT_SECONDS, _SILENT_BETWEEN_SECONDS, _GAPS = 60, 600, 3
@@ -37,19 +38,18 @@ def find(path):
             "--run_dir must be the folder of a run, of a script or of a search, with curves in "
             f"it. Received: {path}, which has no metrics.jsonl. Folders of runs are in runs/."
         )
-    return [RunFiles(path, name) for path, name in found.items()]
+    return [RunFiles(path) for path in found]
 
 
 def folders(path):
-    """Return the folders of the runs in a folder, as for `find`, with their names, as a dict."""
+    """Return the folders of the runs in a folder, as for `find`."""
     path = pathlib.Path(path)
     if _is_run(path):
-        return {path: ""}
-    found = {}
-    for inside in ("fits", "trials"):
+        return [path]
+    found = []
+    for inside in _INSIDE:
         of_runs = [p for p in (path / inside).glob("*") if _is_run(p)]
-        for p in sorted(of_runs, key=lambda p: (len(p.name), p.name)):
-            found[p] = f"{path.name}/{inside}/{p.name}"
+        found += sorted(of_runs, key=lambda p: (len(p.name), p.name))
     return found
 
 
@@ -62,12 +62,13 @@ class RunFiles:
 
     Args:
         path: the folder of the run.
-        name: what it is called; by default the name of the folder.
+        name: what it is called; by default the name of the folder, and of a script's or a
+            search's in front of it.
     """
 
     def __init__(self, path, name=""):
         self.path = pathlib.Path(path)
-        self.name = name or self.path.resolve().name
+        self.name = name or _name(self.path.resolve())
         self._records = story.Lines(self.path / "metrics.jsonl", "step")
         self._events = story.Lines(self.path / "events.jsonl", "event")
         self._scored = story.Lines(self.path / "evaluator.jsonl", "evaluator")
@@ -271,6 +272,11 @@ def duration(seconds):
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
+
+
+def _name(path):
+    parts = path.parts[-3:] if path.parent.name in _INSIDE else path.parts[-1:]
+    return "/".join(parts)
 
 
 def read_json(path):

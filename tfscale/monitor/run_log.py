@@ -43,7 +43,10 @@ class ScalarLog:
         self._next_glance = 0.0  # on the monotonic clock
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self.seen = _last_sign(self._path)
-        kept = _kept_lines(self._path, first_step)
+        self._open(_kept_lines(self._path, first_step))
+
+    def _open(self, kept):
+        """Go on writing after these lines."""
         beside = self._path.with_name(self._path.name + ".writing")
         beside.write_text("".join(kept))
         os.replace(beside, self._path)  # so that a run killed here loses no line
@@ -71,6 +74,23 @@ class ScalarLog:
         if is_news or time.monotonic() >= self._next_glance:
             self._next_glance = time.monotonic() + _GLANCE_SECONDS
             self._later(self._draw_glance, step)
+
+    def mark_restart(self, step):
+        """Put a point on the curves of training where a life goes on, as a run of its own."""
+        files = run_files.RunFiles(self._path.parent)
+        curves = {name: files.curve("train", name) for name in files.metrics()}
+        points = {charts.tag(name): curve[-1][1] for name, curve in curves.items() if curve}
+        if self._tensorboard_dir is not None:
+            self.events("restarts").scalars(step, points)
+            self.glance(step)
+
+    def mark_best(self):
+        """Put a point on the curve where it was best, as a run of its own."""
+        best = run_files.RunFiles(self._path.parent).best()
+        if best is not None and self._tensorboard_dir is not None:
+            name, value, step, _ = best
+            self.events("best").forget_after(-1)  # of another best step before it
+            self.events("best").scalars(step, {charts.tag(name): value})
 
     def _later(self, draw, *arguments):
         """Write to event files while the next steps are taken."""
@@ -122,6 +142,26 @@ class ScalarLog:
             for folder in pathlib.Path(self._tensorboard_dir).iterdir():
                 if any(folder.glob("events.out.tfevents.*")) and folder.name != "evaluator":
                     self.events(folder.name)
+
+    def take_back(self, step):
+        """Take out what was written of later steps, which are taken again by this life.
+
+        Notes of bad steps stay, because it is these that are not taken again.
+
+        Args:
+            step: the one that the run goes on from.
+        """
+        self._file.close()
+        lines = self._path.read_text().splitlines(keepends=True)
+        is_kept = [r["step"] <= step or "bad_step" in r for r in map(json.loads, lines)]
+        self._open([line for line, kept in zip(lines, is_kept, strict=True) if kept])
+        self._later(self._forget_after, step)
+
+    def _forget_after(self, step):
+        with self._lock:
+            files = list(self._files.values())
+        for file in files:
+            file.forget_after(step)
 
     def note(self, kind, step, values, **facts):
         """Write one record as a line of JSON alone, and return it; arguments as for `write`."""
@@ -192,7 +232,19 @@ class RunLog(keras.callbacks.Callback):
         self._looked, self._told = time.time(), None  # when; and the slow one last told of
 
     def on_epoch_begin(self, epoch, logs=None):
+        self._look_back()
         self._last_step = self._progress.step
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._look_back()
+
+    def _look_back(self):
+        """Take back what was told of steps that are taken again, after the run went back."""
+        step = self._progress.step
+        if step < self._last_step:
+            self._log.take_back(step)
+            self._last_step = step
+            self._log.glance(step)
 
     def on_train_batch_end(self, batch, logs=None):
         if self._progress.step // self._every_steps > self._last_step // self._every_steps:

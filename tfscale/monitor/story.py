@@ -11,7 +11,16 @@ import time
 
 # What ends a life by itself: the time until the next one is nobody's loss.
 _GOOD_ENDS = ("end",)
-_MOST_TEXT = 500  # characters of an error
+_MOST_TEXT = 300  # characters of an error
+_PLACES = (  # how lines begin that say where, and not what
+    "Graph execution error",
+    "Detected at node",
+    "File ",
+    "Additional GRPC error",
+    ":UNKNOWN",
+    "The error could be from a previous operation",
+    "[[",
+)
 
 
 def read(path):
@@ -87,6 +96,13 @@ def seconds_paused(events):
     )
 
 
+def _in_short(error):
+    """What an error says, without the places in the code where TensorFlow's graph comes from."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith(_PLACES)]
+    return " ".join(said or lines[:1])[:_MOST_TEXT]
+
+
 class Story:
     """Writes the events of one life of a run.
 
@@ -131,7 +147,7 @@ class Story:
         if isinstance(error, SystemExit):
             self.tell("left", step, code=error.code)
         else:
-            self.tell("failed", step, error=f"{type(error).__name__}: {error}"[:_MOST_TEXT])
+            self.tell("failed", step, error=f"{type(error).__name__}: {_in_short(error)}")
 
     def count(self, event):
         """Return how often something has happened, in all lives."""

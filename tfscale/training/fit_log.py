@@ -8,7 +8,7 @@ import socket
 
 from tfscale import strategy as strategy_lib
 from tfscale.cluster import environment
-from tfscale.monitor import run_log
+from tfscale.monitor import charts, run_log
 from tfscale.monitor.story import Story
 from tfscale.training import run_state, saver
 from tfscale.training.measures import Measures, unseen_times
@@ -59,6 +59,7 @@ class FitLog(run_log.RunLog):
         sent = loop.reduction.bytes_per_update(loop.model.trainable_variables, replicas)
         super().__init__(None, loop.progress, every_steps, run.measures, None, sent)
         self._folder, self._loop, self._run, self._first_step = folder, loop, run, first_step
+        self._has_page = False
 
     def on_train_begin(self, logs=None):
         """Open the files; a call that had ended before does not come here."""
@@ -84,9 +85,21 @@ class FitLog(run_log.RunLog):
             ),
             **self._log.seen,
         )
+        if self._story.restarts and self._first_step:
+            self._log.mark_restart(self._first_step)
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        if not self._has_page:  # before, the names of the metrics are not known
+            self._has_page = True
+            names = [name for name in logs or {} if not name.startswith("val_")]
+            has_times = not unseen_times(self._loop.strategy.extended.worker_devices)
+            page = charts.layout(names, self._loop.shard.num_workers, has_times)
+            self._log.events("train").page(page)
 
     def on_train_end(self, logs=None):
         self._story.tell("end", self._progress.step)
+        self._log.mark_best()
         self._log.glance(self._progress.step)
         self._close()
 
