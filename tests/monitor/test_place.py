@@ -46,6 +46,8 @@ def test_search_goes_on_behind_its_first_trial_until_its_journal_says_so(tmp_pat
     assert look(path) == ("the search has ended: 2 of 2 trial(s) ended", True)
     journal(path, *first, max_trials=0)
     assert look(path)[1] is False
+    journal(path, *first, *second, ("exhausted", None), max_trials=0)
+    assert look(path)[1] is False  # no other will be asked for, and one is still running
     journal(path, *first, ("exhausted", None), max_trials=0)
     assert look(path)[1] is True
 
