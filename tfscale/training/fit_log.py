@@ -4,11 +4,9 @@ They lie beside the checkpoints of the call, where `tfscale.watch` and `tfscale.
 """
 
 import contextlib
-import socket
 
-from tfscale.cluster import environment
-from tfscale.monitor import run_log
-from tfscale.monitor.story import Story
+from tfscale.monitor import first_page, run_log
+from tfscale.monitor.story import Story, has_ended, read
 from tfscale.training import run_state
 from tfscale.training.measures import Measures, unseen_times
 
@@ -40,6 +38,8 @@ def kept(run, loop, folder, saved):
         if log is not None:
             log.ended_by(error)
         raise
+    if log is not None:
+        log.ended()
 
 
 class FitLog(run_log.RunLog):
@@ -66,25 +66,28 @@ class FitLog(run_log.RunLog):
         self._log = run_log.ScalarLog(lines, tensorboard, self._first_step)
         self._log.forget_later_points()
         self._story = Story(self._folder / "events.jsonl")
-        shard = self._loop.shard
-        self._story.begin(
-            self._first_step,
-            num_workers=shard.num_workers,
-            num_replicas=self._loop.strategy.num_replicas_in_sync,
-            workers=list(environment.resolve().workers),
-            host=socket.gethostname(),
-            parameters=self._loop.model.count_params(),
-            steps_per_epoch=self._run.steps_per_epoch,
-            epochs=self._run.epochs,
-            versions=run_state.versions(),
-            unseen_times=unseen_times(self._loop.strategy.extended.worker_devices),
-            **self._log.seen,
+        facts = first_page.facts(
+            self._loop,
+            self._run.steps_per_epoch,
+            self._run.epochs,
+            run_state.versions(),
+            unseen_times(self._loop.strategy.extended.worker_devices),
         )
+        self._story.begin(self._first_step, **facts, **self._log.seen)
+        self._page = first_page.FirstPage(self._log, self._story, self._folder)
+        self._page.begin(self._first_step)
 
-    def on_train_end(self, logs=None):
-        self._story.tell("end", self._progress.step)
-        self._log.glance(self._progress.step)
-        self._close()
+    def ended(self):
+        """Note that the call has ended and its last checkpoint is kept."""
+        step, path = self._progress.step, self._folder / "events.jsonl"
+        if self._story is not None:
+            self._story.tell("end", step)
+            self._page.end(step)
+            self._close()
+        elif not has_ended(read(path)):  # in an earlier life, killed before it told of it
+            story = Story(path)
+            story.tell("end", step)
+            story.close()
 
     def ended_by(self, error):
         """Note what ended the call before its end; for an `except`."""
