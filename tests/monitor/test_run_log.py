@@ -1,6 +1,7 @@
 """The curves of a run: which lines are written, when, and what a later life keeps."""
 
 import json
+import re
 import threading
 
 import made_runs
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 from tfscale.monitor import workers
 from tfscale.monitor.event_file import EventFile
@@ -227,12 +229,13 @@ def test_measures_and_the_story_stand_beside_the_numbers(path, tmp_path, monkeyp
     progress = Progress()
     callback = RunLog(log, progress, 1, Measured(), story, update_bytes=100)
     callback.on_epoch_begin(0)
+    logs = {"mean_absolute_error": 0.25, "iou": [0.5, 0.25], "loss": 0.5}
     for step in range(15):
         progress.advance(1, 10, 0.02)
         if step == 7:
             bad = {"step": 7, "epoch": 0, "position": 6, "loss": "nan", "bad": "loss"}
             callback.on_bad_step(bad | {"action": "skip", "examples": None})
-        callback.on_train_batch_end(step, {"loss": 0.5})
+        callback.on_train_batch_end(step, logs)
     log.close()
     story.close()
     last = lines(path)[-1]
@@ -247,6 +250,12 @@ def test_measures_and_the_story_stand_beside_the_numbers(path, tmp_path, monkeyp
     assert float(tf.make_ndarray(worker.Tensors(tag)[-1].tensor_proto)) > 2
     train_ = EventAccumulator(str(tmp_path / "tensorboard" / "train")).Reload()
     assert tf.make_ndarray(train_.Tensors("5 weights/w")[0].tensor_proto).shape == (30, 3)
+    [page] = train_.Tensors("custom_scalars__config__")  # of names as they are in the logs
+    page = layout_pb2.Layout.FromString(tf.make_ndarray(page.tensor_proto).item())
+    patterns = [chart.multiline.tag[0] for chart in page.category[0].chart]
+    shown = [next((t for t in train_.Tags()["tensors"] if re.match(p, t)), p) for p in patterns]
+    names = ["loss", "mean_absolute_error", "iou/0", "learning_rate"]
+    assert shown == [f"1 learning/{name}" for name in names]
 
 
 def test_what_the_disk_refuses_ends_the_file_and_not_the_run(tmp_path, caplog):

@@ -75,6 +75,19 @@ class ScalarLog:
             self._next_glance = time.monotonic() + _GLANCE_SECONDS
             self._later(self._draw_glance, step)
 
+    def lay_out(self, names, begun):
+        """Say which charts TensorBoard shows side by side.
+
+        Args:
+            names: of the model's numbers, as they are in the records.
+            begun: the `Story`'s event of the beginning of this life.
+        """
+        has_times = not begun.get("unseen_times")
+        self._later(self._lay_out, names, begun.get("num_workers", 1), has_times)
+
+    def _lay_out(self, *about):
+        self.events("train").page(charts.layout(*about))
+
     def _later(self, draw, *arguments):
         """Write to event files while the next steps are taken."""
         if self._tensorboard_dir is None:
@@ -213,6 +226,7 @@ class RunLog(keras.callbacks.Callback):
         self._last_step = progress.step
         self._measured = collections.deque(maxlen=_REMEMBERED)  # of each worker
         self._looked, self._told = time.time(), None  # when; and the slow one last told of
+        self._is_laid_out = False
 
     def on_epoch_begin(self, epoch, logs=None):
         self._look_back()
@@ -254,6 +268,10 @@ class RunLog(keras.callbacks.Callback):
     def _write_training(self, logs):
         at = self._progress
         self._last_step = at.step
+        if self._story is not None and not self._is_laid_out:
+            self._is_laid_out = True
+            names = sorted(logs or {}, key=lambda name: name != "loss")
+            self._log.lay_out(names, self._story.begun)
         values = dict(logs or {}, learning_rate=at.learning_rate)
         if at.step_seconds:
             values["step_seconds"] = at.step_seconds
