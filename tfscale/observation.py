@@ -15,15 +15,13 @@ import tensorflow as tf
 from tfscale.data import elements
 from tfscale.data.shards import Shard
 from tfscale.models import objectives
-from tfscale.monitor import event_file, first_page, model_graph, pages, pictures, run_log
+from tfscale.monitor import cadence, event_file, first_page, model_graph, pages, pictures, run_log
 from tfscale.monitor.run_files import RunFiles
 from tfscale.monitor.story import Story
 from tfscale.training import checkpoint as checkpoint_lib
 from tfscale.training import run_state, tested
 from tfscale.training.measures import Measures, unseen_times
 from tfscale.training.profile import Profile
-
-_RECORDS_AN_EPOCH = 20
 
 
 class Observation:
@@ -42,7 +40,7 @@ class Observation:
         self._run, self._folder, config = experiment, folder, experiment.config
         self._first_step = saved.step if saved else 0
         trainer, steps = experiment.trainer, experiment.splits.train.steps_per_epoch
-        every = config.log.every_steps or max(1, (steps or 20) // _RECORDS_AN_EPOCH)
+        every = config.log.every_steps or cadence.every_steps(steps)
         self.measures = None
         if config.log.measures:
             self.measures = Measures(every, config.log.histograms_every_steps)

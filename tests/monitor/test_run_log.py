@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from tfscale.monitor import workers
+from tfscale.monitor import cadence, workers
 from tfscale.monitor.event_file import EventFile
 from tfscale.monitor.run_log import RunLog, ScalarLog
 from tfscale.monitor.story import Story
@@ -186,6 +186,15 @@ def run_log_steps(path, progress, every_steps, looks, steps_per_epoch):
 )
 def test_training_is_recorded_at_multiples_and_ends_of_epochs(path, every_steps, looks, expected):
     assert run_log_steps(path, Progress(), every_steps, looks, 12) == expected
+
+
+def test_data_of_unknown_length_give_ever_fewer_records(path):
+    found = run_log_steps(path, Progress(), cadence.every_steps(None), range(1, 5001), 5000)
+    assert found[:40] == list(range(1, 41))
+    assert found[40:43] == [42, 44, 46] and found[-3:-1] == [4864, 4992]
+    assert len(found) < 200
+    later = Progress(epoch=0, position=4870, step=4870)
+    assert run_log_steps(path, later, 0, range(4871, 5001), 5000) == [4992, 5000]
 
 
 def test_life_that_goes_on_records_at_the_same_steps(path):

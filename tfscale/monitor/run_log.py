@@ -16,7 +16,7 @@ import time
 import keras
 from absl import logging
 
-from tfscale.monitor import charts, glance, run_files, story, workers
+from tfscale.monitor import cadence, charts, glance, run_files, story, workers
 from tfscale.monitor.event_file import EventFile
 
 
@@ -212,7 +212,8 @@ class RunLog(keras.callbacks.Callback):
         log: the `ScalarLog`.
         progress: the trainer's `Progress`, for step, speed and learning rate.
         every_steps: a record of training is written at each multiple of so many steps, or at
-            the first look of the host at the device after it, and at the end of an epoch.
+            the first look of the host at the device after it, and at the end of an epoch; 0 for
+            ever more steps, as `cadence` has it.
         measures: the loop's `Measures` of the steps, for norms, histograms and where the time
             goes; None for none.
         story: the run's `Story`, for goodput, restarts and bad steps; None for none.
@@ -244,7 +245,7 @@ class RunLog(keras.callbacks.Callback):
             self._log.glance(step)
 
     def on_train_batch_end(self, batch, logs=None):
-        if self._progress.step // self._every_steps > self._last_step // self._every_steps:
+        if cadence.is_passed(self._last_step, self._progress.step, self._every_steps):
             self._write_training(logs)
 
     def on_epoch_end(self, epoch, logs=None):

@@ -5,12 +5,10 @@ They lie beside the checkpoints of the call, where `tfscale.watch` and `tfscale.
 
 import contextlib
 
-from tfscale.monitor import first_page, run_log
+from tfscale.monitor import cadence, first_page, run_log
 from tfscale.monitor.story import Story, has_ended, read
 from tfscale.training import run_state
 from tfscale.training.measures import Measures, unseen_times
-
-_RECORDS_AN_EPOCH = 20
 
 
 @contextlib.contextmanager
@@ -26,7 +24,7 @@ def kept(run, loop, folder, saved):
     if folder is None:
         yield
         return
-    every = max(1, (run.steps_per_epoch or _RECORDS_AN_EPOCH) // _RECORDS_AN_EPOCH)
+    every = cadence.every_steps(run.steps_per_epoch)
     run.measures = run.measures or Measures(every)
     log = None
     if loop.is_chief:
