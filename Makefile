@@ -13,12 +13,13 @@ PYTEST = $(VENV)/bin/python -m pytest -n 3 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup fit test test-slow test-faults test-docker test-slurm test-keras-versions lint format clean
+.PHONY: help setup fit test test-browser test-slow test-faults test-docker test-slurm test-keras-versions lint format clean
 
 help:
 	@echo 'make setup    a virtual environment in .venv with all that is needed'
 	@echo 'make fit      train the default model on two local workers'
 	@echo 'make test     run the tests; ARGS="-m \"not workers and not slow\"" leaves out worker processes'
+	@echo 'make test-browser   TensorBoard and the report in headless Chromium or Chrome'
 	@echo 'make test-slow   the suites that "make test" leaves out: they take minutes'
 	@echo 'make test-faults   every fault at every moment on two and three workers: an hour or more'
 	@echo 'make test-docker   docker compose up, with faults from outside: needs a running engine'
@@ -65,8 +66,11 @@ test-keras-versions:
 		$$venv/bin/python -m pytest -n 2 --dist loadfile $(KERAS_TESTS) $(ARGS); \
 	done
 
+test-browser: setup
+	$(VENV)/bin/python -m pytest -m slow tests/monitor/test_in_a_browser.py $(ARGS)
+
 test-slow: setup
-	$(PYTEST) -m "slow and not faults" $(ARGS)
+	$(PYTEST) -m "slow and not faults and not docker and not slurm" $(ARGS)
 
 test-faults: setup
 	$(VENV)/bin/python -m pytest -m faults tests/faults $(ARGS)

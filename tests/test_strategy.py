@@ -28,6 +28,14 @@ def test_alone_there_is_one_device(name):
 
 
 @needs_no_gpu
+@pytest.mark.parametrize("name", ["onedevice", "mirrored"])
+def test_a_process_alone_does_not_ask_for_its_cluster(name, monkeypatch):
+    """A search or an evaluation in a container of Compose is in no list of hosts."""
+    monkeypatch.setenv("TFSCALE_HOSTS", "not a list of hosts, [")
+    assert strategy_lib.shard_of(make_strategy(name)).num_workers == 1
+
+
+@needs_no_gpu
 @pytest.mark.parametrize(("asked", "expected"), [(0, 2), (1, 1), (2, 2), (3, 3)])
 def test_mirrored_has_the_replicas_asked_for(asked, expected):
     strategy = make_strategy("mirrored", asked)

@@ -74,7 +74,7 @@ def refusal(capfd, *arguments):
         (RATE, ["--factor=2"], "belongs to --tuner=hyperband"),
         (RATE, ["--min_epochs=2"], "belongs to --early_stopping=median"),
         (RATE, ["--max_restarts=2"], "belongs to --strategy=multiworker"),
-        (RATE, ["--lease_seconds=9"], "belongs to the chief"),
+        (RATE, ["--lease_seconds=9"], "belongs to a search on several machines"),
         (RATE, ["--search_chief=127.0.0.1:1", "--lease_seconds=100000"], "86400"),
         (RATE, ["--config.data.validation_split=test"], "No trial sees the test split"),
         ('hp.Choice("loss.name", ["poisson", "mse"])', ["--objective=val_loss"], "by a metric"),

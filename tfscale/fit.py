@@ -12,7 +12,7 @@ import time
 from absl import flags
 
 from tfscale import command_line, config_files, evaluate, run_folder
-from tfscale.cluster import environment, restarts, supervise
+from tfscale.cluster import environment, restarts, slurm, supervise
 from tfscale.config import STRATEGIES
 from tfscale.names import nearest
 
@@ -26,6 +26,8 @@ USAGE = """Train a Keras model on one device, on several replicas, or on many wo
 When a local worker fails, all of them start again from the last checkpoint.
 In a cluster, TF_CONFIG or Slurm's variables say who this task is; with --max_restarts=N on all
 tasks each of them starts its own worker again."""
+
+_NO_CLUSTER = "neither TF_CONFIG, nor TFSCALE_HOSTS, nor a Slurm step of several tasks"
 
 
 def main(argv=None):
@@ -111,11 +113,13 @@ def _starts_workers(values, cluster):
                 f"Received: --workers={values.workers} --strategy={values.strategy}. "
                 "Add --strategy=multiworker."
             )
+        slurm.warn_without_srun(os.environ)
         return False
     if not values.workers:
         raise config_files.UsageError(
-            "--strategy=multiworker needs a cluster or --workers=N. Received: neither TF_CONFIG, "
-            "nor Slurm's variables, nor --workers. Add --workers=2."
+            "--strategy=multiworker needs a cluster or --workers=N. Received: "
+            f"{slurm.without_srun(os.environ) or _NO_CLUSTER}. Add --workers=2; in a Slurm job "
+            "put `srun -n2` in front of the command instead."
         )
     return True
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from tfscale import command_line, script_folder
-from tfscale.cluster import environment, supervise
+from tfscale.cluster import environment, slurm, supervise
 from tfscale.config_files import UsageError
 
 USAGE = """Run a Keras script, written for one machine or for many, as one job on many workers.
@@ -73,6 +73,8 @@ def _main(argv):
         if supervision:
             return _run_task(values, settings, target, cluster, supervision)
         _become_worker(settings, target)
+    if values.workers is None:
+        slurm.warn_without_srun(os.environ)
     return _run_workers(values, settings, target)
 
 

@@ -19,7 +19,7 @@ from tfscale.monitor import cadence, event_file, first_page, model_graph, pages,
 from tfscale.monitor.run_files import RunFiles
 from tfscale.monitor.story import Story
 from tfscale.training import checkpoint as checkpoint_lib
-from tfscale.training import run_state, tested
+from tfscale.training import run_state, saver, tested
 from tfscale.training.measures import Measures, unseen_times
 from tfscale.training.profile import Profile
 
@@ -76,6 +76,8 @@ class Observation:
         names = run.strategy_name, facts["num_workers"], facts["num_replicas"]
         facts["strategy"] = run.strategy_name
         facts["command"] = pages.command(self._folder.path, *names, run.deterministic)
+        validates = bool(run.config.train.validate_every and run.splits.validation is not None)
+        facts |= saver.what_is_best(trainer.model, self._folder.checkpoints, validates)
         self._story.begin(self._first_step, **facts, **self._log.seen)
         config = dataclasses.asdict(run.config)
         self._page = first_page.FirstPage(self._log, self._story, self._folder.path)

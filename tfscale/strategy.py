@@ -48,7 +48,8 @@ def make_strategy(
     pulse.begin()
     if name not in STRATEGIES:
         raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}. Received: {name!r}.")
-    cluster = cluster or environment.resolve()
+    if name in ("auto", "multiworker"):  # a process alone asks nobody who else there is
+        cluster = cluster or environment.resolve()
     if name == "auto":
         many_gpus = len(find_gpus()) > 1
         in_cluster = cluster.workers or _multiworker_here.get("lent")
@@ -149,6 +150,20 @@ def shard_of(strategy):
     return Shard(rank, num_replicas // replicas_per_worker, replicas_per_worker)
 
 
+def own_devices(strategy):
+    """Return the names of the devices that this worker trains on.
+
+    Args:
+        strategy: any, TensorFlow's default included, which trains on the first device there is.
+    """
+    try:
+        return strategy.extended.worker_devices
+    except RuntimeError:  # the default strategy has no list of them
+        pass
+    gpus = tf.config.list_logical_devices("GPU")
+    return [device.name for device in (gpus or tf.config.list_logical_devices("CPU"))[:1]]
+
+
 def is_chief():
     """Return whether this process writes what must exist once.
 
@@ -230,7 +245,7 @@ def _share_this_machine(cluster):
                     f"Received: {local_workers} workers and {len(gpus)} GPUs. "
                     "Use fewer workers, or hide the GPUs with CUDA_VISIBLE_DEVICES=-1."
                 )
-            gpus = gpus[cluster.rank :: local_workers]
+            gpus = gpus[(cluster or environment.resolve()).rank :: local_workers]
             tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)

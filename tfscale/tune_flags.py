@@ -63,7 +63,7 @@ def define(values):
         ("max_restarts", 3, 0, "multiworker: failures of a trial's workers in an hour"),
         ("hang_timeout_seconds", 600, 0, "end a trial that makes no step for so long; 0: wait"),
         ("grace_seconds", 60, 0, "time for a trial to save and leave"),
-        ("lease_seconds", 30, 1, "chief: how long a machine not heard of keeps its trials"),
+        ("lease_seconds", 30, 1, "of the chief: how long a machine not heard of keeps its trials"),
         ("start_timeout_seconds", 600, 1, "worker: how long it looks for the chief"),
     ):
         most = roles.LONGEST_LEASE if name == "lease_seconds" else None
@@ -108,7 +108,7 @@ def check(values, num_slots, role):
         ("min_epochs", values.early_stopping, "--early_stopping=median"),
         ("min_trials", values.early_stopping, "--early_stopping=median"),
         ("max_restarts", launches, "--strategy=multiworker"),
-        ("lease_seconds", role.kind == "chief", "the chief of a search on several machines"),
+        ("lease_seconds", role.kind != "alone", "a search on several machines"),
     ):
         if values[name].present and not has_effect:
             raise config_files.UsageError(

@@ -79,10 +79,23 @@ def test_a_task_that_a_container_engine_starts_again_stays_ended_for_a_while(
     told = capfd.readouterr().err
     assert "has given up a moment ago and stays ended" in told and "starts again" not in told
     assert time.time() - (tmp_path / "worker-1.ended").stat().st_mtime < 20
-    long_ago = time.time() - 60
+    long_ago = time.time() - 86_400  # before this process was started
     os.utime(tmp_path / "worker-1.ended", (long_ago, long_ago))
     assert supervise.run_task([sys.executable, "-c", ""], cluster(1), **options) == 0
     assert not (tmp_path / "worker-1.ended").exists()
+
+
+def test_what_counts_is_when_the_engine_started_it_again(tmp_path):
+    """A container with little memory may take longer to its launcher than the word holds."""
+    ended.Board(tmp_path, 1).leave(ended.Word(9, "x"))
+    code = (
+        "import pathlib, sys, time\nfrom tfscale.cluster import ended\ntime.sleep(3)\n"
+        "print(ended.Board(pathlib.Path(sys.argv[1]), 1).begin(2.5))"
+    )
+    again = [sys.executable, "-c", code, str(tmp_path)]
+    assert "code=9" in subprocess.run(again, capture_output=True, text=True, check=True).stdout
+    time.sleep(3)
+    assert subprocess.run(again, capture_output=True, text=True, check=True).stdout == "None\n"
 
 
 def test_another_container_begins_at_once(tmp_path):

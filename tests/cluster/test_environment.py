@@ -172,6 +172,18 @@ def test_twelve_slurm_nodes_keep_the_order_of_the_node_list():
     assert cluster.workers[cluster.rank].startswith("n10:")
 
 
+def test_mixed_node_names_with_several_tasks_a_node_keep_their_order():
+    nodes, counts = "rack-2-n[9-11],gpu[08-10],login1", "2(x3),1,3(x2),1"
+    clusters = [environment.resolve(_step(nodes, counts, 14, rank)) for rank in range(14)]
+    expected = ["rack-2-n9", "rack-2-n10", "rack-2-n11"]
+    expected = [name for name in expected for _ in range(2)]
+    expected += ["gpu08", *["gpu09"] * 3, *["gpu10"] * 3, "login1"]
+    assert _hosts(clusters[0]) == expected
+    assert {cluster.workers for cluster in clusters} == {clusters[0].workers}
+    assert [cluster.rank for cluster in clusters] == list(range(14))
+    assert len(set(clusters[0].workers)) == 14  # tasks of one node differ in their ports
+
+
 def test_uneven_slurm_tasks_and_a_given_port():
     step = _step(
         "n[01-02],g", "2,1,3", 6, 5, TFSCALE_PORT="5000", SLURM_NODEID="2", SLURM_LOCALID="2"
@@ -198,6 +210,44 @@ def test_a_single_slurm_task_and_a_batch_script_are_no_cluster():
     assert environment.resolve(_step("n1", "1", 1, 0)).source == "none"
     batch = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"}
     assert environment.resolve(batch | {"SLURM_PROCID": "0"}).source == "none"
+
+
+def test_a_step_of_one_task_in_a_larger_job_is_no_cluster():
+    # As `srun --overlap -n1` in a job of two nodes and three tasks sets them.
+    step = _step("n1", "1", 1, 0, SLURM_JOB_NODELIST="n[1-2]", SLURM_JOB_NUM_NODES="2")
+    assert environment.resolve(step | {"SLURM_NTASKS": "1"}).source == "none"
+
+
+def test_a_shell_in_an_allocation_is_no_cluster_and_is_told_of_srun(capsys):
+    # As `salloc -N2 -n3` sets them; sbatch sets SLURM_PROCID besides.
+    shell = {
+        "SLURM_JOB_ID": "5",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_NTASKS": "3",
+        "SLURM_TASKS_PER_NODE": "2,1",
+    }
+    for environ in (shell, shell | {"SLURM_PROCID": "0"}):
+        assert environment.resolve(environ).source == "none"
+        assert slurm.without_srun(environ) == "in a Slurm job of 3 tasks, without srun"
+    slurm.warn_without_srun(shell)
+    assert "Put `srun` in front of the command" in capsys.readouterr().err
+    nodes = {name: text for name, text in shell.items() if name != "SLURM_NTASKS"}
+    assert slurm.without_srun(nodes) == "in a Slurm job of 2 nodes, without srun"
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"SLURM_JOB_ID": "5", "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "1"},
+        _step("n1", "1", 1, 0, SLURM_JOB_NUM_NODES="2"),
+        _step("n[1-2]", "1(x2)", 2, 1),
+    ],
+)
+def test_nobody_else_is_told_of_srun(environ, capsys):
+    slurm.warn_without_srun(environ)
+    assert slurm.without_srun(environ) == "" and capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,17 @@ class TestAnOpenRange:
         more = Names(t=FOR_EVER, w_1=FOR_EVER)
         assert more.tasks("t,w-[1-0+]", own="t").addresses == ("t:2222", "w-1:2222")
 
+    @pytest.mark.parametrize("text", ["t,w-[1-2+]:7", "w-[1-2+],x"])
+    def test_a_task_without_a_name_in_it_does_not_wait_for_the_first_host(self, text):
+        names = Names(w_2=FOR_EVER, w_3=FOR_EVER, x=FOR_EVER)
+        with pytest.raises(ValueError, match="must be this machine.*--use-aliases"):
+            names.tasks(text, own="run")
+        assert 15 <= names.now < 25
+
+    def test_a_task_that_says_its_rank_may_have_another_name(self):
+        names = Names(t=(200, 1e9), w_1=FOR_EVER, w_2=FOR_EVER)
+        assert names.tasks(self.text, own="other", TFSCALE_RANK="2").rank == 2
+
     def test_a_first_host_that_does_not_come_is_named(self):
         with pytest.raises(ValueError, match="must be found within 300 seconds. Received: t:2222"):
             Names(w_1=FOR_EVER).tasks(self.text, own="w_1")

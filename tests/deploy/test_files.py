@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import yaml
 
-from tfscale import command_line, fit
+from tfscale import command_line, fit, tune_flags
 from tfscale.cluster import hosts
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -97,6 +97,16 @@ def test_the_command_for_gpus_is_one_of_fit():
     assert trainer["environment"]["TFSCALE_HOSTS"] == ""
 
 
+@pytest.mark.parametrize(("service", "role"), [("trainer", "chief"), ("worker", "worker")])
+def test_the_commands_of_a_search_are_those_of_tune(service, role):
+    found = load("docker/search.yaml")["services"][service]
+    first, *words = shlex.split(filled(found["command"], TFSCALE_FLAGS="--max_trials=4"))
+    assert first == "tune" and found["environment"]["TFSCALE_HOSTS"] == ""
+    values = command_line.parse(words, tune_flags.USAGE, tune_flags.define)
+    assert (values.search_chief, values.search_role) == ("trainer:7101", role)
+    assert values.run_dir == "runs/digits-search" and values.max_trials == 4
+
+
 @pytest.mark.parametrize("workers", ["0", "2", "12"])
 def test_the_tasks_know_the_names_of_the_containers(workers):
     services = load("docker/compose.yaml")["services"]
@@ -141,40 +151,67 @@ def test_the_image_takes_what_it_copies_and_runs_as_nobody_special():
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 class TestBatchScripts:
-    @pytest.mark.parametrize(
-        ("code", "restarts", "requeued"),
-        [(0, 0, False), (2, 0, False), (143, 0, True), (143, 9, True), (1, 0, True), (1, 5, False)],
-    )
-    def test_asks_for_another_turn_where_that_may_help(
-        self, script, tmp_path, code, restarts, requeued
-    ):
-        for name, text in (
-            ("srun", f'echo "srun $*"; exit {code}'),
-            ("scontrol", 'echo "asks $*"'),
-        ):
-            (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-            (tmp_path / name).chmod(0o755)
-        environ = {
-            **os.environ,
-            "PATH": f"{tmp_path}:{os.environ['PATH']}",
-            "SLURM_JOB_ID": "77",
-            "SLURM_JOB_NAME": "tfscale",
-            "SLURM_SUBMIT_DIR": "/shared",
-            "SLURM_RESTART_COUNT": str(restarts),
-        }
-        done = subprocess.run(
-            ["bash", script, "--deterministic", "--config.train.epochs=3"],
-            env=environ,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == code and done.stderr == ""
-        assert ("asks requeue 77" in done.stdout) == requeued
-        words = done.stdout.splitlines()[0].split("tfscale.fit ")[1]
-        values = flags_of(f"fit {words}")
-        assert values.deterministic and values.run_dir == "/shared/runs/tfscale-77"
-        assert "--kill-on-bad-exit=0" in done.stdout
+    @pytest.fixture
+    def turn(self, script, tmp_path):
+        """A function that runs one turn of the job with stand-ins for Slurm's commands."""
+        run = tmp_path / "runs/tfscale-77"
+
+        def one(code, restarts=0, saves=0, **variables):
+            step = f"mkdir -p {run}/checkpoints/step-{saves:08d}; " if saves else ""
+            for name, text in (
+                ("srun", f'{step}echo "srun $*"; exit {code}'),
+                ("scontrol", 'echo "asks $*"'),
+            ):
+                (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+                (tmp_path / name).chmod(0o755)
+            environ = {
+                **os.environ,
+                "PATH": f"{tmp_path}:{os.environ['PATH']}",
+                "SLURM_JOB_ID": "77",
+                "SLURM_JOB_NAME": "tfscale",
+                "SLURM_SUBMIT_DIR": str(tmp_path),
+                "SLURM_RESTART_COUNT": str(restarts),
+                **variables,
+            }
+            done = subprocess.run(
+                ["bash", script, "--deterministic", "--resume=never"],
+                env=environ,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == code and done.stderr == ""
+            return done.stdout
+
+        one.run = run
+        return one
+
+    @pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (143, True), (1, True)])
+    def test_asks_for_another_turn_where_that_may_help(self, turn, code, requeued):
+        said = turn(code)
+        assert ("asks requeue 77" in said) == requeued and "--kill-on-bad-exit=0" in said
+        values = flags_of(f"fit {said.splitlines()[0].split('tfscale.fit ')[1]}")
+        assert values.deterministic and values.run_dir == str(turn.run)
+
+    @pytest.mark.parametrize("code", [1, 143])
+    def test_ends_after_five_turns_in_a_row_that_saved_nothing(self, turn, code):
+        assert "asks requeue" in turn(code, restarts=40, saves=20)  # it got on, however often
+        for restarts in range(41, 45):
+            assert "asks requeue" in turn(code, restarts)
+        assert "asks requeue" in turn(code, restarts=45, saves=40)
+        for restarts in range(46, 50):
+            assert "asks requeue" in turn(code, restarts)
+        said = turn(code, restarts=50)
+        assert "asks requeue" not in said and "5 turns in a row" in said and str(turn.run) in said
+
+    def test_a_later_turn_does_not_begin_anew(self, turn):
+        for restarts, resume in ((0, "never"), (1, "auto")):
+            words = turn(143, restarts).splitlines()[0].split("tfscale.fit ")[1]
+            assert flags_of(f"fit {words}").resume == resume
+
+    def test_gives_each_task_the_cores_that_were_asked_for(self, script, turn):
+        said = turn(0, SLURM_CPUS_PER_TASK="8")
+        assert ("--cpus-per-task=8 " in said) == (script.stem == "several-tasks-a-node")
 
     def test_asks_slurm_for_a_signal_in_time(self, script):
         text = script.read_text()

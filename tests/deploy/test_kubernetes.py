@@ -113,28 +113,57 @@ def test_the_tasks_of_an_indexed_job_find_each_other():
         assert cluster.workers[index] == f"{name}-{index}.{pod['subdomain']}:2222"
 
 
+def as_the_operator_sets_it(job, role, index, **replicas):
+    """TF_CONFIG of one task of a TFJob, with more replicas than the file has where given.
+
+    A Service a task; an evaluator is no part of the cluster; and a key of the operator's own.
+    """
+    specs = job["spec"]["tfReplicaSpecs"]
+    counts = {name.lower(): replica["replicas"] for name, replica in specs.items()} | replicas
+    cluster = {
+        name: [f"{job['metadata']['name']}-{name}-{i}.training.svc:2222" for i in range(number)]
+        for name, number in counts.items()
+        if name != "evaluator"
+    }
+    task = {"type": role, "index": index}
+    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task, "environment": "cloud"})}
+
+
 def test_the_tasks_of_a_tfjob_find_each_other():
     job = the("TFJob", "tfjob.yaml")
-    replicas = {
-        role.lower(): replica["replicas"] for role, replica in job["spec"]["tfReplicaSpecs"].items()
-    }
-    name = job["metadata"]["name"]
-    # As the Training Operator writes it: a Service a task, and a key of its own.
-    cluster = {
-        role: [f"{name}-{role}-{index}.training.svc:2222" for index in range(number)]
-        for role, number in replicas.items()
-    }
+    specs = job["spec"]["tfReplicaSpecs"]
+    tasks = [
+        (name.lower(), index)
+        for name, replica in specs.items()
+        for index in range(replica["replicas"])
+    ]
+    assert len(tasks) == 4
     ranks = []
-    for role, number in replicas.items():
-        for index in range(number):
-            task = {"type": role, "index": index}
-            config = {"cluster": cluster, "task": task, "environment": "cloud"}
-            found = environment.resolve({"TF_CONFIG": json.dumps(config)})
-            assert found.num_workers == sum(replicas.values())
-            assert found.workers[found.rank] == cluster[role][index]
-            assert found.is_chief == (role == "chief")
-            ranks.append(found.rank)
-    assert sorted(ranks) == list(range(sum(replicas.values())))
+    for role, index in tasks:
+        found = environment.resolve(as_the_operator_sets_it(job, role, index))
+        assert found.num_workers == len(tasks) and not found.has_evaluator
+        assert found.workers[found.rank] == f"digits-{role}-{index}.training.svc:2222"
+        assert found.is_chief == (role == "chief")
+        ranks.append(found.rank)
+    assert sorted(ranks) == list(range(len(tasks)))
+
+
+def test_an_evaluator_of_a_tfjob_stands_beside_the_workers():
+    job = the("TFJob", "tfjob.yaml")
+    found = environment.resolve(as_the_operator_sets_it(job, "evaluator", 0, evaluator=1))
+    assert found.is_evaluator and found.num_workers == 4 and not found.is_chief
+
+
+def test_parameter_servers_of_a_tfjob_are_refused():
+    job = the("TFJob", "tfjob.yaml")
+    with pytest.raises(ValueError, match="no parameter servers"):
+        environment.resolve(as_the_operator_sets_it(job, "worker", 0, ps=2))
+
+
+def test_twelve_workers_of_a_tfjob_are_ranked_by_their_index():
+    job = the("TFJob", "tfjob.yaml")
+    found = environment.resolve(as_the_operator_sets_it(job, "worker", 10, worker=12))
+    assert found.rank == 11 and found.num_workers == 13
 
 
 def test_a_tfjob_restarts_a_worker_that_lost_another():
@@ -142,13 +171,41 @@ def test_a_tfjob_restarts_a_worker_that_lost_another():
         assert replica["restartPolicy"] == "OnFailure"  # ExitCode takes 1 for final
 
 
-def test_an_indexed_job_ends_for_what_cannot_be_run_and_forgives_preemption():
+def action_for(code, disrupted=False):
+    """What the Job does about a pod that ended so: the first rule that fits, or a count."""
+    for rule in the("Job", "job.yaml")["spec"]["podFailurePolicy"]["rules"]:
+        if "onExitCodes" in rule:
+            assert rule["onExitCodes"]["operator"] == "In"
+            if code in rule["onExitCodes"]["values"]:
+                return rule["action"]
+        else:
+            [condition] = rule["onPodConditions"]
+            assert condition == {"type": "DisruptionTarget", "status": "True"}
+            if disrupted:
+                return rule["action"]
+    return "Count"
+
+
+@pytest.mark.parametrize(
+    ("code", "disrupted", "action"),
+    [
+        (2, False, "FailJob"),  # cannot be run as it was typed
+        (143, False, "Ignore"),  # told to leave, has saved
+        (137, True, "Ignore"),  # evicted, and not out in time
+        (1, False, "Count"),
+        (124, False, "Count"),
+        (134, False, "Count"),
+        (137, False, "Count"),  # killed: memory, or by hand
+    ],
+)
+def test_an_indexed_job_does_about_an_exit_code_what_clusters_md_says(code, disrupted, action):
     spec = the("Job", "job.yaml")["spec"]
     assert spec["template"]["spec"]["restartPolicy"] == "Never"  # as podFailurePolicy needs
-    actions = {rule["action"]: rule for rule in spec["podFailurePolicy"]["rules"]}
-    assert actions["FailJob"]["onExitCodes"]["values"] == [2]
-    assert actions["Ignore"]["onPodConditions"][0]["type"] == "DisruptionTarget"
     assert spec["backoffLimit"] > 0
+    names = [container["name"] for container in spec["template"]["spec"]["containers"]]
+    for rule in spec["podFailurePolicy"]["rules"]:
+        assert rule.get("onExitCodes", {"containerName": "tensorflow"})["containerName"] in names
+    assert action_for(code, disrupted) == action
 
 
 def test_network_policies_select_the_pods_and_let_tasks_talk_to_tasks_only():

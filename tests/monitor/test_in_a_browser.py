@@ -25,14 +25,17 @@ pytestmark = [
 
 
 def opened(url, picture, seconds=30):
-    """Open a page; return its text as the browser has it in the end, and what it complained of."""
+    """Open a page; return it as the browser has it in the end, its text, and complaints."""
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
     command += [f"--virtual-time-budget={seconds * 1000}", "--window-size=1500,2200"]
     run = {"capture_output": True, "text": True, "timeout": 300, "check": True}
     page = subprocess.run([*command, "--dump-dom", url], **run)
     subprocess.run([*command, f"--screenshot={picture}", url], **run)
     assert pathlib.Path(picture).stat().st_size > 10_000
-    return page.stdout, re.findall(r".*CONSOLE.*(?:Error|error).*", page.stderr)
+    text = re.sub(r"<(style|script)\b.*?</\1>", " ", page.stdout, flags=re.DOTALL)
+    text = " ".join(re.sub(r"<[^>]*>", " ", text).split())
+    complaints = re.findall(r".*CONSOLE.*(?:[Ee]rror|Uncaught|Failed).*", page.stderr)
+    return page.stdout, text, complaints
 
 
 @contextlib.contextmanager
@@ -74,10 +77,20 @@ def test_tensorboard_shows_the_three_questions_and_all_points(tmp_path, monkeypa
         layout = asked(f"{address}/data/plugin/custom_scalars/layout")
         questions = [category["title"] for category in layout["category"]]
         assert questions == ["Does it learn?", "Is it fast?", "Is it healthy?"]
-        _, errors = opened(f"{address}/#custom_scalars", tmp_path / "custom.png")
+        drawn = asked(f"{address}/data/plugin/scalars/tags")
+        drawn = {tag for tags in drawn.values() for tag in tags}
+        for chart in (chart for category in layout["category"] for chart in category["chart"]):
+            for tag in chart["multiline"]["tag"]:
+                assert any(re.match(tag, name) for name in drawn), tag
+        _, _, errors = opened(f"{address}/#custom_scalars", tmp_path / "custom.png")
         assert not errors
-        page, errors = opened(f"{address}/#timeseries", tmp_path / "series.png")
-        assert not errors and "2 speed and health" in page
+        # What one sees without choosing anything: how the run is, and the curves to their end.
+        _, text, errors = opened(address, tmp_path / "first.png")
+        assert not errors
+        assert f"1 learning /0 how it is one/tensorboard/train Step {steps[-1]}" in text
+        for kind in ("train", "validation"):
+            assert re.search(rf"one/tensorboard/{kind} [\d.]+ [\d.]+ {steps[-1]} ", text)
+        assert "one/tensorboard/best" in text and "2 speed and health" in text
 
 
 def test_report_is_drawn_without_a_complaint(tmp_path):
@@ -85,6 +98,6 @@ def test_report_is_drawn_without_a_complaint(tmp_path):
     runs.append(made_runs.slow(tmp_path / "slow"))
     output = tmp_path / "page.html"
     assert report.main([*(f"--run_dir={run}" for run in runs), f"--output={output}"]) == 0
-    page, errors = opened(output.as_uri(), tmp_path / "report.png", seconds=3)
+    page, _, errors = opened(output.as_uri(), tmp_path / "report.png", seconds=3)
     assert not errors
     assert page.count("<polyline") > 10 and "worker 2: 2.36 times the others" in page

@@ -35,6 +35,20 @@ def test_lives_are_counted_and_a_life_that_goes_on_after_a_failure_is_a_restart(
     assert sentences[6] == "is continued at step 30, with 1 worker(s)"
 
 
+def test_error_of_a_graph_is_told_without_the_code_it_comes_from(tmp_path):
+    text = (
+        "Graph execution error:\n\nDetected at node while/Sum defined at (most recent call last):\n"
+        '  File "<frozen runpy>", line 198, in _run\n\n  File "fit.py", line 33, in main\n\n'
+        "Collective ops is aborted by: Connection reset by peer\n\t [[{{node while/Sum}}]]"
+    )
+    one = story.Story(tmp_path / "events.jsonl")
+    one.begin(0)
+    one.tell_error(5, RuntimeError(text))
+    one.close()
+    told = "RuntimeError: Collective ops is aborted by: Connection reset by peer"
+    assert one.events[-1]["error"] == told
+
+
 def test_line_that_a_kill_cut_off_hurts_nobody(tmp_path):
     path = tmp_path / "events.jsonl"
     path.write_text('{"event": "begin", "step": 0, "time": 1.0}\n{"event": "bad st')

@@ -72,6 +72,13 @@ def test_worker_that_is_slow_since_a_while_is_named_now(seconds, is_slow):
         assert found.worker == 1 and found.words().startswith("Worker 1 is now slow: 10 ms")
 
 
+def test_of_a_long_run_all_parts_count():
+    fast, slow = [made_runs.times(5, 5)] * 1500, [made_runs.times(5, 12)] * 6000
+    assert slowest(fast + slow + fast, 0.01).worker == 1
+    assert not slowest(slow[:100] + fast * 4, 0.01).is_slow
+    assert slowest(fast * 4 + slow[:100]).is_recent
+
+
 def test_slow_worker_is_named_although_a_few_records_are_far_off():
     records = [made_runs.times(5, 12) for _ in range(20)]
     records[3], records[9] = made_runs.times(5, 9000), made_runs.times(20, 12)

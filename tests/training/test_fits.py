@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 import tfscale
+from tfscale.monitor import story
 from tfscale.strategy import make_strategy
 from tfscale.training import checkpoint as checkpoint_lib
 from tfscale.training import fits
@@ -58,6 +59,14 @@ def small_trainer(seed, **options):
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
         model.compile(keras.optimizers.Adam(0.01), "mse")
     return Trainer(model, **options)
+
+
+def test_without_a_strategy_a_call_is_logged_too(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae"])
+    Trainer(model, run_dir=tmp_path).fit(X, Y, epochs=1, **SMALL)
+    [begin, *_] = story.read(tmp_path / "fits/1/events.jsonl")
+    assert begin["best"] == [["mae", "min"], ["loss", "min"]]
 
 
 def program(folder, steps=10**6, action=fail):

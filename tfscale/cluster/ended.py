@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 from pathlib import Path
 
 FINAL_VARIABLE = "TFSCALE_FINAL_SECONDS"
@@ -48,9 +49,9 @@ class Board:
         """Begin anew: only what is left from now on counts.
 
         Args:
-            final_seconds: a word of this task on this host that is younger than this still holds,
-                and is then as new again, since what starts the task again, such as a container's
-                engine, knows nothing of it.
+            final_seconds: a word of this task on this host that was younger than this when this
+                process was started still holds, and is then as new again, since what starts the
+                task again, such as a container's engine, knows nothing of it.
 
         Returns:
             That word, which stays; None where there is none.
@@ -61,7 +62,9 @@ class Board:
                 self._began = os.fstat(file.fileno()).st_mtime
             if self._own.exists():
                 word = _read(self._own)
-                young = self._began - self._own.stat().st_mtime < final_seconds
+                # A container that has little memory may take a minute to come as far as this.
+                age = self._began - _own_age() - self._own.stat().st_mtime
+                young = max(0.0, age) < final_seconds
                 if word and young and word.host == socket.gethostname():
                     self.leave(word)
                     return word
@@ -85,6 +88,15 @@ class Board:
                 if path != self._own and changed > self._began:
                     found.append((changed, path))
         return _read(min(found)[1]) if found else None
+
+
+def _own_age() -> float:
+    """Return the seconds since this process was started; 0 where the system does not tell."""
+    with contextlib.suppress(OSError):
+        after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began = int(after_name[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    return 0.0
 
 
 def _read(path: Path) -> Word | None:

@@ -6,6 +6,7 @@ the host that is this machine. Names are looked up, and nothing else is asked of
 """
 
 import dataclasses
+import itertools
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -66,6 +67,8 @@ def tasks(
         return None
     wait = _Wait(lookup, clock, sleep)
     if _OPEN.search(text):
+        if not any(environ.get(name, "").strip() for name in _RANKS):
+            _check_listed(text, wait, is_own)
         text = _counted(text, wait)
     addresses = expand(text)
     rank = _given_rank(environ, addresses)
@@ -119,9 +122,54 @@ class _Wait:
         return True
 
 
+def _first(text: str) -> str:
+    """Return the first address of a list with `[1-3+]`."""
+    return expand(_OPEN.sub(r"\1", text))[0]
+
+
+def _check_listed(text: str, wait: _Wait, is_own: Callable[[str], bool]) -> None:
+    """Refuse a task without a name in a list with `[1-3+]`, that waited for the first host in vain.
+
+    A container has its own name from its start, whoever else is there.
+    """
+
+    def look() -> bool:
+        ips = [ip for address in _there(text, wait) for ip in wait.lookup(address)]
+        return bool(wait.lookup(_first(text))) or any(is_own(ip) for ip in ips)
+
+    if not wait.until(_OWN_SECONDS, look):
+        raise _not_listed(text)
+
+
+def _there(text: str, wait: _Wait) -> list[str]:
+    """Return the addresses of a list with `[1-3+]` whose names there are now."""
+    found = []
+    for item in _ITEM.findall(text):
+        match = _OPEN.search(item)
+        if match is None:
+            found += [address for address in expand(item) if wait.lookup(address)]
+            continue
+        for number in itertools.count(int(match[1])):
+            address = expand(_OPEN.sub(str(number), item))[0]
+            if wait.lookup(address):
+                found.append(address)
+            elif number >= int(match[2]):
+                break
+    return found
+
+
+def _not_listed(listed: str) -> ValueError:
+    return ValueError(
+        f"One host of {VARIABLE} must be this machine. Received: {listed}, of "
+        "which none has an address of this machine. Correct the list, or say which it is "
+        f"with {_RANKS[0]}; unset {VARIABLE} for a task alone. A container of `docker compose "
+        "run` has its service's name with --use-aliases only."
+    )
+
+
 def _counted(text: str, wait: _Wait) -> str:
     """Replace `[1-3+]` by the range of names that there are."""
-    first = expand(_OPEN.sub(r"\1", text))[0]
+    first = _first(text)
     if not wait.until(_FIRST_SECONDS, lambda: bool(wait.lookup(first))):
         raise ValueError(
             f"The first host of {VARIABLE} must be found within {_FIRST_SECONDS:g} seconds. "
@@ -181,12 +229,7 @@ def _own_rank(addresses: tuple[str, ...], wait: _Wait, is_own: Callable[[str], b
         return bool(found)
 
     if not wait.until(_OWN_SECONDS, look):
-        raise ValueError(
-            f"One host of {VARIABLE} must be this machine. Received: {', '.join(addresses)}, of "
-            "which none has an address of this machine. Correct the list, or say which it is "
-            f"with {_RANKS[0]}; unset {VARIABLE} for a task alone. A container of `docker compose "
-            "run` has its service's name with --use-aliases only."
-        )
+        raise _not_listed(", ".join(addresses))
     if len(found) > 1:
         raise ValueError(
             f"Only one host of {VARIABLE} may be this machine where no rank is said. Received: "

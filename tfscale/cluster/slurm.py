@@ -7,6 +7,7 @@ there without `srun` runs alone.
 
 import dataclasses
 import re
+import sys
 from collections.abc import Mapping
 
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000  # below the ports that Linux hands out by itself
@@ -54,6 +55,40 @@ def step_tasks(environ: Mapping[str, str]) -> StepTasks | None:
     _check_place(environ, places, rank)
     addresses = tuple(f"{nodes[node]}:{first_port + local}" for node, local in places)
     return StepTasks(addresses, rank)
+
+
+def without_srun(environ: Mapping[str, str]) -> str:
+    """Say that a process runs beside the tasks of a Slurm job, and not as one of them.
+
+    So it is in the shell of `salloc`, and in a batch script that has no `srun` in front of it.
+
+    Args:
+        environ: environment variables.
+
+    Returns:
+        Words such as "in a Slurm job of 4 tasks, without srun"; "" for a task of a step, in a job
+        of one task, and outside of Slurm.
+    """
+    in_step = "SLURM_STEP_NODELIST" in environ or "SLURM_STEP_NUM_TASKS" in environ
+    if in_step or not ("SLURM_JOB_ID" in environ or "SLURM_JOBID" in environ):
+        return ""
+    for name, things in (("SLURM_NTASKS", "tasks"), ("SLURM_JOB_NUM_NODES", "nodes")):
+        number = environ.get(name, "")
+        if number.isdecimal() and int(number) > 1:
+            return f"in a Slurm job of {number} {things}, without srun"
+    return ""
+
+
+def warn_without_srun(environ: Mapping[str, str]) -> None:
+    """Warn where `without_srun` has something to say, since the job's tasks stay unused."""
+    place = without_srun(environ)
+    if place:
+        print(
+            f"warning: {place}, this process trains alone. Put `srun` in front of the command to "
+            "train with all of them.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def expand_nodes(text: str) -> list[str]:

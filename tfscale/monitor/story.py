@@ -11,7 +11,16 @@ import time
 
 # What ends a life by itself: the time until the next one is nobody's loss.
 _GOOD_ENDS = ("end",)
-_MOST_TEXT = 500  # characters of an error
+_MOST_TEXT = 300  # characters of an error
+_PLACES = (  # how lines begin that say where, and not what
+    "Graph execution error",
+    "Detected at node",
+    "File ",
+    "Additional GRPC error",
+    ":UNKNOWN",
+    "The error could be from a previous operation",
+    "[[",
+)
 
 
 def read(path):
@@ -30,6 +39,45 @@ def read(path):
         except json.JSONDecodeError:  # cut off by a kill
             continue
     return found
+
+
+class Lines:
+    """The lines of JSON of a file that grows, each of them read once.
+
+    A line that is being written is left for the next look. A file that another has replaced, or
+    from which lines were taken back, is read anew.
+
+    Args:
+        path: the file, which may be missing.
+        field: what a line must have to count.
+    """
+
+    def __init__(self, path, field):
+        self._path, self._field = pathlib.Path(path), field
+        self._found, self._size, self._last = [], 0, b""
+
+    def read(self):
+        """Return all lines so far, a list of dicts."""
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._size - len(self._last))
+                if file.read(len(self._last)) != self._last:
+                    self._found, self._size, self._last = [], 0, b""
+                    file.seek(0)
+                new = file.read()
+        except FileNotFoundError:
+            self._found, self._size, self._last = [], 0, b""
+            return self._found
+        lines = new[: new.rfind(b"\n") + 1].splitlines(keepends=True)
+        for line in lines:
+            self._size, self._last = self._size + len(line), line
+            try:
+                entry = json.loads(line)
+            except ValueError:  # cut off by a kill
+                continue
+            if isinstance(entry, dict) and self._field in entry:
+                self._found.append(entry)
+        return self._found
 
 
 def has_ended(events):
@@ -51,6 +99,13 @@ def seconds_paused(events):
         for earlier, later in pairs
         if later["event"] == "begin" and earlier["event"] in _GOOD_ENDS
     )
+
+
+def _in_short(error):
+    """What an error says, without the places in the code where TensorFlow's graph comes from."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith(_PLACES)]
+    return " ".join(said or lines[:1])[:_MOST_TEXT]
 
 
 class Story:
@@ -98,7 +153,7 @@ class Story:
         if isinstance(error, SystemExit):
             self.tell("left", step, code=error.code)
         else:
-            self.tell("failed", step, error=f"{type(error).__name__}: {error}"[:_MOST_TEXT])
+            self.tell("failed", step, error=f"{type(error).__name__}: {_in_short(error)}")
 
     def count(self, event):
         """Return how often something has happened, in all lives."""

@@ -14,6 +14,7 @@ SLOW = 1.25  # times the others, from when on a worker is called slow
 _BEHIND = 1.1  # times the others, from when on it is behind them in one record
 _LEAST_SECONDS = 5e-4  # that a slow worker costs in a step, for a word about it
 _SURE = 3.0  # standard errors above one half of the records, because chance makes one last
+_MOST_RECORDS = 1000  # that are looked at, of those of a run
 RECENT_RECORDS, RECENT_SECONDS = 20, 10  # so many at least, and so long, say how it is now
 _LEFT_OUT = 20  # of so many records the one with the longest time does not count
 
@@ -116,15 +117,18 @@ def slowest(records):
     Returns:
         A `Slowest`; None for less than two workers.
     """
-    records = [r for r in records if before_reduction(r.get("workers"))]
+    records = [record for record in records if record.get("workers")]
     if not records or len(records[-1]["workers"]["host"]) < 2:
         return None
     count = len(records[-1]["workers"]["host"])  # there may have been another number before
     times = [r["workers"] for r in records if len(r["workers"]["host"]) == count]
-    found = _slowest(times, times)
-    last = sum(r["time"] > records[-1]["time"] - RECENT_SECONDS for r in records)
+    last = sum(r["time"] > records[-1]["time"] - RECENT_SECONDS for r in records[-_MOST_RECORDS:])
     recent = times[-max(last, RECENT_RECORDS) :]
-    if found.is_slow or len(recent) == len(times):
+    are_all = len(recent) == len(times)
+    if len(times) > 2 * _MOST_RECORDS:  # of a long run every n-th tells as much
+        times = times[:: len(times) // _MOST_RECORDS]
+    found = _slowest(times, times)
+    if found.is_slow or are_all:
         return found
     now = _slowest(recent, times)
     return dataclasses.replace(now, is_recent=True) if now.is_slow else found

@@ -5,9 +5,10 @@ They lie beside the checkpoints of the call, where `tfscale.watch` and `tfscale.
 
 import contextlib
 
+from tfscale import strategy as strategy_lib
 from tfscale.monitor import cadence, first_page, run_log
 from tfscale.monitor.story import Story, has_ended, read
-from tfscale.training import run_state
+from tfscale.training import run_state, saver
 from tfscale.training.measures import Measures, unseen_times
 
 
@@ -56,6 +57,7 @@ class FitLog(run_log.RunLog):
         sent = loop.reduction.bytes_per_update(loop.model.trainable_variables, replicas)
         super().__init__(None, loop.progress, every_steps, run.measures, None, sent)
         self._folder, self._loop, self._run, self._first_step = folder, loop, run, first_step
+        self._has_page = False
 
     def on_train_begin(self, logs=None):
         """Open the files; a call that had ended before does not come here."""
@@ -69,9 +71,11 @@ class FitLog(run_log.RunLog):
             self._run.steps_per_epoch,
             self._run.epochs,
             run_state.versions(),
-            unseen_times(self._loop.strategy.extended.worker_devices),
+            unseen_times(strategy_lib.own_devices(self._loop.strategy)),
         )
-        self._story.begin(self._first_step, **facts, **self._log.seen)
+        validates = self._run.validation is not None
+        best = saver.what_is_best(self._loop.model, self._run.saver.checkpoints, validates)
+        self._story.begin(self._first_step, **facts, **best, **self._log.seen)
         self._page = first_page.FirstPage(self._log, self._story, self._folder)
         self._page.begin(self._first_step)
 
