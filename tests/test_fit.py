@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import tensorflow as tf  # noqa: F401  (conftest then gives this process three CPUs)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import (
+    EventAccumulator as PluginEventAccumulator,
+)
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from tfscale import config_files, evaluate, experiment, fit
@@ -438,8 +441,12 @@ class TestGoingOn:
         """With a constant rate, two epochs and then one more are three."""
         constant = (*LONG, "--config.schedule.name=constant")
         train(tmp_path / "one", *constant)
-        train(tmp_path / "two", *constant, "--config.train.epochs=2")
-        train(tmp_path / "two", *constant)
+        seen = "--config.log.tensorboard=true"
+        train(tmp_path / "two", *constant, seen, "--config.train.epochs=2")
+        train(tmp_path / "two", *constant, seen)
+        best = PluginEventAccumulator(str(tmp_path / "two" / "tensorboard" / "best")).Reload()
+        found = [e.step for e in best.Tensors("1 learning/accuracy")]
+        assert found == [read_summary(tmp_path / "two")["best"]["step"]]
         for own, expected in zip(weights(tmp_path / "two"), weights(tmp_path / "one"), strict=True):
             np.testing.assert_allclose(own, expected, atol=1e-5)
         tests = [r["step"] for r in read_metrics(tmp_path / "two") if "test" in r]

@@ -80,6 +80,11 @@ class Lines:
         return self._found
 
 
+def has_ended(events):
+    """Say whether nothing is missing in these events: the last of them is an end, or none is."""
+    return not events or events[-1]["event"] in _GOOD_ENDS
+
+
 def num_restarts(events):
     """Return how often a life began that continues one which had not come to its end."""
     begins = [i for i, event in enumerate(events) if event["event"] == "begin"]
@@ -127,6 +132,7 @@ class Story:
         """Note that a life begins, after some step, and what it is."""
         life = sum(event["event"] == "begin" for event in self.events) + 1
         self.tell("begin", step, life=life, **facts)
+        self.begun = self.events[-1]
         self.restarts, self._paused = num_restarts(self.events), seconds_paused(self.events)
 
     def tell(self, event, step, **facts):
