@@ -15,12 +15,16 @@ import numpy as np
 import pytest
 import tensorflow as tf  # noqa: F401  (conftest then gives this process three CPUs)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import (
+    EventAccumulator as PluginEventAccumulator,
+)
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from tfscale import config_files, evaluate, fit
+from tfscale import config_files, evaluate, experiment, fit
 from tfscale.cluster import ports
 from tfscale.monitor import charts, run_log
 from tfscale.training import checkpoint as checkpoint_lib
+from tfscale.training import tested
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = (
@@ -295,6 +299,34 @@ class TestWhatARunLeaves:
         assert str(folder) in capsys.readouterr().out
 
 
+class TestTheEndOfARun:
+    def test_what_fails_after_the_last_step_is_told_and_pictures_come_last(
+        self, tmp_path, monkeypatch, caplog
+    ):
+        run_dir, argv = tmp_path / "run", (*SMALL, "--config.log.tensorboard=false")
+
+        def fails(*_):
+            raise OSError("no space left")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(experiment, "save_model", fails)
+            with pytest.raises(OSError, match="no space left"):
+                train(run_dir, *argv)
+        told = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+        assert [event["event"] for event in told] == ["begin", "failed"]
+        assert told[-1]["error"] == "OSError: no space left"
+
+        def fails_late(*_):
+            assert read_summary(run_dir)["steps"] == STEPS
+            raise MemoryError("too many classes")
+
+        monkeypatch.setattr(tested, "probabilities", fails_late)
+        train(run_dir, *argv)
+        told = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+        assert [event["event"] for event in told] == ["begin", "failed", "begin", "end"]
+        assert "could not be shown: MemoryError: too many classes" in caplog.text
+
+
 class TestGoingOn:
     def test_run_stopped_in_an_epoch_ends_as_if_it_had_not(self, stopped, undisturbed):
         train(stopped, *LONG)
@@ -409,8 +441,12 @@ class TestGoingOn:
         """With a constant rate, two epochs and then one more are three."""
         constant = (*LONG, "--config.schedule.name=constant")
         train(tmp_path / "one", *constant)
-        train(tmp_path / "two", *constant, "--config.train.epochs=2")
-        train(tmp_path / "two", *constant)
+        seen = "--config.log.tensorboard=true"
+        train(tmp_path / "two", *constant, seen, "--config.train.epochs=2")
+        train(tmp_path / "two", *constant, seen)
+        best = PluginEventAccumulator(str(tmp_path / "two" / "tensorboard" / "best")).Reload()
+        found = [e.step for e in best.Tensors("1 learning/accuracy")]
+        assert found == [read_summary(tmp_path / "two")["best"]["step"]]
         for own, expected in zip(weights(tmp_path / "two"), weights(tmp_path / "one"), strict=True):
             np.testing.assert_allclose(own, expected, atol=1e-5)
         tests = [r["step"] for r in read_metrics(tmp_path / "two") if "test" in r]

@@ -9,6 +9,7 @@ import sys
 from absl import flags
 
 from tfscale import command_line, config_files, run_folder
+from tfscale.monitor.scores import in_words
 
 USAGE = """Score the model that a run has saved, on its test split.
 
@@ -41,7 +42,7 @@ def _main(argv):
 
         scoring.strategy_lib.find_gpus()
     scores = scoring.evaluate_saved(config, folder, values.split)
-    print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+    print("  ".join(f"{name} {in_words(value)}" for name, value in scores.items()))
     return 0
 
 
@@ -70,7 +71,7 @@ def evaluator_task(config, run_dir):
     folder = run_folder.RunFolder(run_dir)
 
     def report(step, scores):
-        line = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        line = "  ".join(f"{name} {in_words(value)}" for name, value in scores.items())
         print(f"evaluator  step {step}  {line}", flush=True)
 
     scoring.evaluate_checkpoints(config, folder, report)

@@ -74,16 +74,17 @@ class Experiment:
         watching.begin()
         try:
             history = self._fit(folder, saved, watching, verbose)
+            save_model(trainer.model, folder.model, trainer.is_chief)
+            test = self.splits.test()
+            summary = self._summary(history, test)
+            watching.scored(summary.get("test"))
+            if trainer.is_chief:
+                summary |= watching.summary()
+                checkpoint_lib.write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")
         except BaseException as error:
             watching.ended_by(error)
             raise
-        save_model(trainer.model, folder.model, trainer.is_chief)
-        test = self.splits.test()
-        summary = self._summary(history, test)
-        watching.end(test, summary.get("test"))
-        if trainer.is_chief:
-            summary |= watching.summary()
-            checkpoint_lib.write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")
+        watching.end(test)
         self.folder = folder
         return summary
 

@@ -9,22 +9,19 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import socket
 
-from absl import logging
+import tensorflow as tf
 
-from tfscale.cluster import environment
 from tfscale.data import elements
 from tfscale.data.shards import Shard
 from tfscale.models import objectives
-from tfscale.monitor import charts, event_file, model_graph, pages, pictures, run_log
+from tfscale.monitor import cadence, event_file, first_page, model_graph, pages, pictures, run_log
 from tfscale.monitor.run_files import RunFiles
 from tfscale.monitor.story import Story
-from tfscale.training import run_state, tested
+from tfscale.training import checkpoint as checkpoint_lib
+from tfscale.training import run_state, saver, tested
 from tfscale.training.measures import Measures, unseen_times
 from tfscale.training.profile import Profile
-
-_RECORDS_AN_EPOCH = 20
 
 
 class Observation:
@@ -43,7 +40,7 @@ class Observation:
         self._run, self._folder, config = experiment, folder, experiment.config
         self._first_step = saved.step if saved else 0
         trainer, steps = experiment.trainer, experiment.splits.train.steps_per_epoch
-        every = config.log.every_steps or max(1, (steps or 20) // _RECORDS_AN_EPOCH)
+        every = config.log.every_steps or cadence.every_steps(steps)
         self.measures = None
         if config.log.measures:
             self.measures = Measures(every, config.log.histograms_every_steps)
@@ -68,27 +65,27 @@ class Observation:
         """Write what is known before the first step."""
         if self._log is None:
             return
-        facts = self._facts()
-        self._story.begin(self._first_step, **facts, **self._log.seen)
-        if self._log.events("train") is not None:
-            self._guarded("the pages of text", self._write_pages, facts)
-        self._guarded("the graph of the model", self._draw_graph)
-        self._guarded("the inputs", self._draw_inputs)
-
-    def _write_pages(self, facts):
-        events, run = self._log.events("train"), self._run
-        facts = facts | {"life": self._story.events[-1]["life"], "step": self._first_step}
-        config = dataclasses.asdict(run.config)
-        events.text(self._first_step, "about this run", pages.about(config, facts))
-        events.page(
-            charts.layout(
-                ["loss", *run.config.metrics.names], facts["num_workers"], not facts["unseen_times"]
-            )
+        run, trainer = self._run, self._run.trainer
+        facts = first_page.facts(
+            trainer,
+            run.splits.train.steps_per_epoch,
+            run.config.train.epochs,
+            run_state.versions(),
+            self._unseen_times(),
         )
-        if self._story.restarts and self._first_step:
-            self._log.mark_restart(self._first_step)
-        self._tell_what_happened()
-        self._write_hparams(config, facts)
+        names = run.strategy_name, facts["num_workers"], facts["num_replicas"]
+        facts["strategy"] = run.strategy_name
+        facts["command"] = pages.command(self._folder.path, *names, run.deterministic)
+        validates = bool(run.config.train.validate_every and run.splits.validation is not None)
+        facts |= saver.what_is_best(trainer.model, self._folder.checkpoints, validates)
+        self._story.begin(self._first_step, **facts, **self._log.seen)
+        config = dataclasses.asdict(run.config)
+        self._page = first_page.FirstPage(self._log, self._story, self._folder.path)
+        self._page.begin(self._first_step, config)
+        if self._log.events("train") is not None:
+            first_page.guarded("the choices", self._write_hparams, config, facts)
+        first_page.guarded("the graph of the model", self._draw_graph)
+        first_page.guarded("the inputs", self._draw_inputs)
 
     def ended_by(self, error):
         """Note what ended the training before its end; for an `except`."""
@@ -99,26 +96,34 @@ class Observation:
             self._story.close()
             self._log.close()
 
-    def end(self, test, scores):
-        """Write how the run has ended; every worker calls this.
+    def scored(self, scores):
+        """Write what the test split has given: loss and metrics, or None."""
+        if self._log is not None and scores is not None:
+            self._log.write("test", self._run.trainer.progress.step, scores)
+
+    def end(self, test):
+        """Write how the run has ended, whose results are on the disk; every worker calls this.
 
         Args:
             test: the `Batches` of the test split, or None.
-            scores: its loss and metrics, or None.
         """
-        outputs = self._outputs(test)
+        if self._log is not None:
+            first_page.guarded("the end of the run", self._end)
+        outputs = first_page.guarded("what the model says of the test split", self._outputs, test)
         if self._log is None:
             return
-        step = self._run.trainer.progress.step
-        if scores is not None:
-            self._log.write("test", step, scores)
         if outputs is not None:
-            self._guarded("the mistakes on the test split", self._draw_test, test, outputs)
+            first_page.guarded("the mistakes on the test split", self._draw_test, test, outputs)
+        first_page.guarded("the last curves", self._log.close)
+
+    def _end(self):
+        step = self._run.trainer.progress.step
         self._story.tell("end", step)
-        if self._log.events("train") is not None:
-            self._guarded("the end of the run", self._end_pages)
-        self._log.close()
         self._story.close()
+        self._page.end(step)
+        if self._hparams is not None:
+            self._hparams.ended()
+            self._hparams.close()
 
     def summary(self):
         """Return what the summary says of the run's course; for the chief."""
@@ -132,52 +137,10 @@ class Observation:
             found["slowest_worker"] = slowest.words()
         return found
 
-    def _facts(self):
-        """What a life begins with."""
-        trainer, run = self._run.trainer, self._run
-        shard, replicas = trainer.shard, trainer.strategy.num_replicas_in_sync
-        command = pages.command(
-            self._folder.path, run.strategy_name, shard.num_workers, replicas, run.deterministic
-        )
-        return {
-            "command": command,
-            "strategy": run.strategy_name,
-            "num_workers": shard.num_workers,
-            "num_replicas": replicas,
-            "workers": list(environment.resolve().workers),
-            "host": socket.gethostname(),
-            "parameters": trainer.model.count_params(),
-            "steps_per_epoch": run.splits.train.steps_per_epoch,
-            "epochs": run.config.train.epochs,
-            "versions": run_state.versions(),
-            "unseen_times": self._unseen_times(),
-        }
-
     def _unseen_times(self):
         if self.measures is None:
             return "--config.log.measures is off"
         return unseen_times(self._run.trainer.strategy.extended.worker_devices)
-
-    def _guarded(self, what, write, *arguments):
-        """Write something that a run can do without."""
-        try:
-            write(*arguments)
-        except Exception as error:  # whatever it is, the run is worth more
-            logging.warning("%s could not be shown: %s: %s", what, type(error).__name__, error)
-
-    def _tell_what_happened(self):
-        told = pages.happened(self._story.events)
-        lines = [f"- {text}" for _, text in told]
-        step = self._run.trainer.progress.step or self._first_step
-        self._log.events("train").text(step, "what happened", "\n".join(lines))
-
-    def _end_pages(self):
-        self._log.mark_best()
-        self._log.glance(self._run.trainer.progress.step)
-        self._tell_what_happened()
-        if self._hparams is not None:
-            self._hparams.ended()
-            self._hparams.close()
 
     def _draw_graph(self):
         events = self._log.events("train")
@@ -201,16 +164,18 @@ class Observation:
             return
         [element] = self._run.splits.train.dataset(Shard()).take(1)
         share, _ = elements.with_count(element)
-        x, y = (part[:number].numpy() for part in share[:2])
+        x, y = tf.nest.map_structure(lambda part: part[:number], share[:2])
         if pictures.are_images(x):
-            captions = [str(c) for c in tested.classes_of(y)] if y.ndim <= 2 else [""] * len(x)
-            self._show("inputs", pictures.grid(x, captions), self._first_step)
+            splits = self._run.splits
+            captions = tested.captions(y, splits.num_classes, splits.class_names)
+            self._show("inputs", pictures.grid(x.numpy(), captions), self._first_step)
 
     def _show(self, name, drawn, step, description=""):
         """Keep a picture in the folder, and show it in TensorBoard."""
         png, size = drawn
         self._folder.pictures.mkdir(exist_ok=True)
-        (self._folder.pictures / f"{name.replace(' ', '_')}.png").write_bytes(png)
+        path = self._folder.pictures / f"{name.replace(' ', '_')}.png"
+        checkpoint_lib.write_whole(path, png)
         events = self._log.events("train")
         if events is not None:
             events.picture(step, name, png, size, description)
@@ -231,7 +196,8 @@ class Observation:
 
     def _draw_test(self, test, outputs):
         """Draw the worst mistakes, the confusion matrix, and precision over recall."""
-        step, result = self._run.trainer.progress.step, tested.Tested(test, outputs)
+        step, names = self._run.trainer.progress.step, self._run.splits.class_names
+        result = tested.Tested(test, outputs, names)
         self._show("confusion matrix", result.confusion(), step)
         worst = result.worst()
         if worst is not None:

@@ -3,6 +3,7 @@
 Writes one HTML file with all that it shows, which any browser opens without a server.
 """
 
+import os
 import pathlib
 import sys
 import time
@@ -38,7 +39,9 @@ def _main(argv):
     output = pathlib.Path(values.output or pathlib.Path(values.run_dir[0]) / "report.html")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(report_page.page(runs, time.time()), encoding="utf-8")
+        beside = output.with_name(output.name + ".writing")  # so that a reader sees no half
+        beside.write_text(report_page.page(runs, time.time()), encoding="utf-8")
+        os.replace(beside, output)
     except OSError as error:
         raise config_files.UsageError(
             f"--output must be a file that can be written. Received: {output} ({error.strerror}). "

@@ -150,6 +150,20 @@ def shard_of(strategy):
     return Shard(rank, num_replicas // replicas_per_worker, replicas_per_worker)
 
 
+def own_devices(strategy):
+    """Return the names of the devices that this worker trains on.
+
+    Args:
+        strategy: any, TensorFlow's default included, which trains on the first device there is.
+    """
+    try:
+        return strategy.extended.worker_devices
+    except RuntimeError:  # the default strategy has no list of them
+        pass
+    gpus = tf.config.list_logical_devices("GPU")
+    return [device.name for device in (gpus or tf.config.list_logical_devices("CPU"))[:1]]
+
+
 def is_chief():
     """Return whether this process writes what must exist once.
 

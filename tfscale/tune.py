@@ -14,6 +14,7 @@ import sys
 import time
 
 from tfscale import command_line, config_files, run_folder, tune_flags
+from tfscale.monitor.scores import in_words
 from tfscale.search import (
     checks,
     joining,
@@ -293,7 +294,7 @@ def _conclude(best, make_config, strategy_flags):
         return 1
     scores = best.test(make_config(best.record), _score)
     if scores:
-        shown_scores = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        shown_scores = "  ".join(f"{name} {in_words(value)}" for name, value in scores.items())
         at = f"trial {best.record.id}, its epoch {best.record.best_epoch}"
         print(f"test    {shown_scores}   ({at})")
     command = " ".join([f"python -m tfscale.fit --config={best.path}", *strategy_flags])

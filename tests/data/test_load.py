@@ -245,6 +245,7 @@ def test_folder_gives_images_by_class(tmp_path):
     splits = load.load(config)
     x, y = whole(splits.train)
     assert (splits.num_classes, splits.input_shape, x.dtype) == (2, (6, 6, 3), np.uint8)
+    assert splits.class_names == ("a", "b")
     assert x[:, 0, 0, 0].tolist() == [0, 1, 2, 40, 41]
     assert y.tolist() == [0, 0, 0, 1, 1]
     assert whole(splits.test())[1].tolist() == [1]

@@ -1,4 +1,7 @@
-"""A worker of two: trains without and with measures, the second time with a slow worker 1."""
+"""A worker of two: trains without and with measures, the second time with a slow worker 1.
+
+Then it predicts a test split that worker 1 cannot read, and one that it can.
+"""
 
 import itertools
 import sys
@@ -12,7 +15,9 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 from tfscale import models  # noqa: E402
+from tfscale.data import batches  # noqa: E402
 from tfscale.testing import collect  # noqa: E402
+from tfscale.training import tested  # noqa: E402
 from tfscale.training.measures import Measures  # noqa: E402
 from tfscale.training.trainer import Trainer  # noqa: E402
 
@@ -51,4 +56,33 @@ def weights(run_dir, callbacks):
     return np.concatenate([np.ravel(w) for w in model.get_weights()])
 
 
-collect(plain=weights("", []), observed=weights(sys.argv[1], [Busy()]))
+trained = {"plain": weights("", []), "observed": weights(sys.argv[1], [Busy()])}
+
+
+class Unreadable(batches.Batches):
+    """A test split of which worker 1 cannot read the third batch."""
+
+    num_examples = 80
+
+    def __init__(self):
+        self._data = batches.from_arrays(x[:80], y[:80], global_batch_size=16)
+        self.element_spec = self._data.element_spec
+
+    def epoch(self, shard):
+        for position, element in enumerate(self._data.epoch(shard)):
+            if rank == 1 and position == 2:
+                raise OSError("the disk of worker 1")
+            yield element
+
+
+with strategy.scope():
+    asked = models.build("convnet", (8, 8, 1), 10, filters=(4,))
+    asked.compile("sgd", "mse")
+asked = Trainer(asked)
+try:
+    tested.probabilities(asked, Unreadable(), 10, True)
+    failed = "nothing"
+except (OSError, RuntimeError) as error:
+    failed = str(error)
+whole = tested.probabilities(asked, batches.from_arrays(x, y, global_batch_size=30), 10, True)
+collect(**trained, failed=np.array(failed), sums=whole.sum(1))

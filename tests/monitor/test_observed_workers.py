@@ -27,3 +27,6 @@ def test_looking_changes_no_bit_and_names_the_slow_worker(tmp_path):
     shown_too = [path.name for path in (run.path / "tensorboard").iterdir()]
     assert {"train", "worker-0", "worker-1", "best"} <= {*shown_too}
     assert "finished" in shown and "step 60/60" in shown
+    failures = [str(result.arrays["failed"]) for result in results]  # and nobody waits
+    assert failures == ["1 worker(s) cannot read the data.", "the disk of worker 1"]
+    np.testing.assert_allclose(results[1].arrays["sums"], np.ones(320), rtol=1e-5)

@@ -8,6 +8,8 @@ import made_runs
 import pytest
 
 from tfscale import report, watch
+from tfscale.monitor import follow
+from tfscale.monitor.run_files import RunFiles
 
 
 @pytest.fixture
@@ -65,6 +67,33 @@ def test_names_are_text_and_no_markup(tmp_path):
     assert "&lt;b&gt;&amp;run" in page and "<b>&run" not in page
 
 
+def test_metric_of_several_numbers_is_shown_by_its_mean(tmp_path, capsys):
+    several = {"loss": 0.5, "f1": [0.25, 0.75]}
+    records = [made_runs.record(s, 1.0) for s in (10, 20)]
+    records[1:1] = [{"step": 10, "time": made_runs.BEGAN + 10, "validation": several}]
+    records += [{"step": 20, "time": made_runs.BEGAN + 21, "test": several}]
+    events = [made_runs.begin(0, 0), made_runs.event("end", 20, 22)]
+    run = made_runs.write(tmp_path / "run", records, events)
+    page = page_of([run], tmp_path)
+    assert "f1 0.5000" in page.split("</table>")[0]
+    assert "validation: 0.5 at step 10" in page.split("<h3>f1</h3>")[1]
+    assert watch.main([f"--run_dir={run}", "--once"]) == 0
+    assert "validation 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [[1e30, 1e30, 2e38], [-1e308, 1e308], [0.0, 5e-324], [float("nan"), float("inf")], [1e16] * 3],
+)
+def test_numbers_of_any_size_break_neither_page_nor_text(losses, tmp_path):
+    records = [made_runs.record(s, loss) for s, loss in enumerate(losses, 1)]
+    run = made_runs.write(tmp_path / "run", records, [made_runs.begin(0, 0)])
+    page = page_of([run], tmp_path)
+    drawn = re.findall(r'(?:points|cx|cy|x1|y1|width)="([^"]*)', page)
+    assert not [text for text in drawn if "nan" in text or "inf" in text]
+    assert follow.lines(RunFiles(run))
+
+
 def test_page_of_one_run_lies_in_its_folder(three, capsys):
     assert report.main([f"--run_dir={three[0]}"]) == 0
     assert capsys.readouterr().out.strip() == str(three[0] / "report.html")
@@ -81,7 +110,8 @@ def test_pictures_are_in_the_page(tmp_path):
 @pytest.mark.parametrize("command", [report, watch])
 @pytest.mark.parametrize(("flag", "part"), [([], "Received: none"), (["--run_dir=no"], "curves")])
 def test_what_is_no_run_is_refused_in_a_line(command, flag, part, capsys):
-    assert command.main(flag) == 2
+    once = ["--once"] if command is watch else []
+    assert command.main([*flag, *once]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --run_dir must") and part in line
 

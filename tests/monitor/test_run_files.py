@@ -41,6 +41,34 @@ def test_state_is_told_by_the_last_event_and_by_the_clock(tmp_path):
     assert run.state() == "told to leave, exit code 143"
 
 
+@pytest.mark.parametrize(
+    ("told", "silent", "state"),
+    [
+        ([(1, 30), (2, 60), (3, 90)], 80, "training"),  # a record in half a minute
+        ([(1, 30), (2, 60), (3, 90)], 100, "no sign of life for 1 min 40 s"),
+        ([(1, 300), (2, 600), (3, 900)], 800, "training"),
+        ([(9, 9), (10, 10)], 500, "training"),  # the end of an epoch: it may validate
+        ([(9, 9), (10, 10)], 700, "no sign of life for 11 min 40 s"),
+        ([], 500, "starting"),  # it may trace
+        ([], 700, "no sign of life for 11 min 40 s"),
+    ],
+)
+def test_silence_is_measured_by_the_run_itself(tmp_path, told, silent, state):
+    records = [made_runs.record(step, 1.0) | {"time": made_runs.BEGAN + s} for step, s in told]
+    run = RunFiles(made_runs.write(tmp_path / "run", records, [made_runs.begin(0, 0)]))
+    now = made_runs.BEGAN + (told[-1][1] if told else 0) + silent
+    assert run.state(now) == state
+    assert (" left" in follow.lines(run, now)[1]) == bool(told)
+
+
+def test_life_that_begins_again_is_not_judged_by_the_one_before(tmp_path):
+    records = [made_runs.record(step, 1.0) for step in range(1, 16)]
+    events = [made_runs.begin(0, 0), made_runs.begin(10, 5000)]
+    run = RunFiles(made_runs.write(tmp_path / "run", records, events))
+    assert run.state(made_runs.BEGAN + 5100) == "starting"
+    assert run.state(made_runs.BEGAN + 5700).startswith("no sign of life")
+
+
 def test_time_left_is_at_the_pace_of_this_life(tmp_path):
     records = [made_runs.record(s, 1.0) for s in range(1, 6)]
     run = RunFiles(made_runs.write(tmp_path / "run", records, [made_runs.begin(0, 0)]))
@@ -55,6 +83,48 @@ def test_half_written_files_are_read_as_far_as_they_go(tmp_path):
     (path / "config.json").write_text('{"train"')
     run = RunFiles(path)
     assert len(run.records) == whole and run.config == {}
+
+
+def test_look_takes_in_what_is_new_and_a_half_written_line_when_it_is_whole(tmp_path):
+    path = made_runs.plain(tmp_path / "run")
+    run, whole = RunFiles(path), json.dumps(made_runs.record(40, 0.5)) + "\n"
+    before = list(run.records)
+    with open(path / "metrics.jsonl", "a") as file:
+        for part, expected in ((whole[:20], 30), (whole[20:], 40), ("3\n{}\n" + whole[:9], 40)):
+            file.write(part)
+            file.flush()
+            run.look()
+            assert run.step == expected
+    assert len(run.records) == len(before) + 1
+    assert run.records[0] is before[0]  # what was read before is not read again
+    (path / "events.jsonl").unlink()
+    run.look()
+    assert run.events == []
+
+
+def test_look_reads_anew_what_a_later_life_has_taken_back(tmp_path):
+    path = made_runs.plain(tmp_path / "run")
+    run, lines = RunFiles(path), (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    again = json.dumps(made_runs.record(11, 9.0)) + "\n"
+    beside = tmp_path / "beside"
+    beside.write_text("".join(lines[:11]) + again * 30)  # longer than what was there
+    beside.replace(path / "metrics.jsonl")
+    run.look()
+    assert run.step == 11 and len(run.records) == 11 + 30
+
+
+def test_scores_of_an_evaluator_are_further_validations(tmp_path):
+    path = made_runs.plain(tmp_path / "run")
+    scored = [{"step": s, "evaluator": {"loss": s / 100, "accuracy": 0.95}} for s in (15, 20)]
+    (path / "evaluator.jsonl").write_text("".join(json.dumps(one) + "\n" for one in scored))
+    run = RunFiles(path)
+    found = [(10, 0.5), (15, 0.15), (20, 0.4), (30, 0.45)]
+    assert run.curve("validation", "loss") == found
+    assert run.best() == ("accuracy", 0.9, 20, 2)  # of its own, as its summary says
+    (path / "metrics.jsonl").write_text(json.dumps(made_runs.record(30, 1.0)) + "\n")
+    alone = RunFiles(path)
+    assert alone.best() == ("accuracy", 0.95, 15, 2) and alone.metrics() == ["loss", "accuracy"]
+    assert "validation 0.2" in "\n".join(follow.lines(alone))
 
 
 def test_folder_of_a_script_or_a_search_is_the_runs_in_it(tmp_path):

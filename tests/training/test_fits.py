@@ -1,5 +1,6 @@
 """Calls of `fit` in a folder: what had ended returns at once, what was interrupted goes on."""
 
+import json
 import os
 import signal
 
@@ -7,12 +8,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 import tfscale
+from tfscale.monitor import story
 from tfscale.strategy import make_strategy
 from tfscale.training import checkpoint as checkpoint_lib
 from tfscale.training import fits
 from tfscale.training.checkpoint import Checkpoints
+from tfscale.training.loop import Loop
 from tfscale.training.trainer import Trainer
 
 X = np.random.default_rng(0).normal(size=(80, 4)).astype("float32")
@@ -56,6 +61,14 @@ def small_trainer(seed, **options):
     return Trainer(model, **options)
 
 
+def test_without_a_strategy_a_call_is_logged_too(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae"])
+    Trainer(model, run_dir=tmp_path).fit(X, Y, epochs=1, **SMALL)
+    [begin, *_] = story.read(tmp_path / "fits/1/events.jsonl")
+    assert begin["best"] == [["mae", "min"], ["loss", "min"]]
+
+
 def program(folder, steps=10**6, action=fail):
     """Two calls of `fit` of one program, interrupted behind so many steps; what they gave."""
     begin_anew()
@@ -91,6 +104,55 @@ def test_program_interrupted_anywhere_ends_with_the_same_bits(tmp_path, undistur
     with pytest.raises(Interrupted):
         program(tmp_path, steps)
     check_same(program(tmp_path), undisturbed)
+
+
+def check_pages(folder):
+    """The pages that TensorBoard has of a call that failed at its end, step 8, and went on."""
+    shown = {r: EventAccumulator(str(folder / r)).Reload() for r in ("train", "restarts", "best")}
+    arrays = {
+        tag: tf.make_ndarray(shown["train"].Tensors(tag)[-1].tensor_proto)
+        for tag in ("about this run", "what happened", "custom_scalars__config__")
+    }
+    text, happened, page = (array.flat[0] for array in arrays.values())
+    assert b"| versions |" in text and b"ends at step 8" in happened
+    first = layout_pb2.Layout.FromString(page).category[0]
+    assert [chart.title.split(",")[0] for chart in first.chart] == ["loss", "learning rate"]
+    assert [event.step for event in shown["restarts"].Tensors("1 learning/loss")] == [8]
+    assert len(shown["best"].Tensors("1 learning/loss")) == 1
+
+
+def test_end_is_told_when_the_last_checkpoint_is_kept_and_the_pages_are_there(
+    tmp_path, monkeypatch
+):
+    path, saved, told = tmp_path / "fits/1/events.jsonl", Loop._save, []
+
+    def events():
+        return [json.loads(line)["event"] for line in path.read_text().splitlines()]
+
+    def fit():
+        begin_anew()
+        small_trainer(0, run_dir=tmp_path).fit(X, Y, epochs=1, **SMALL)
+
+    def save(loop, run):
+        told.append(events())
+        if run.is_finished:
+            raise OSError("no space left")
+        saved(loop, run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "_save", save)
+        with pytest.raises(OSError, match="no space left"):
+            fit()
+    assert set(map(tuple, told)) == {("begin",)}
+    fit()
+    assert events() == ["begin", "failed", "begin", "end"]
+    check_pages(path.parent / "tensorboard")
+    fit()
+    assert events() == ["begin", "failed", "begin", "end"]
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))  # as if killed before the end was told
+    fit()
+    assert events() == ["begin", "failed", "begin", "end"]
 
 
 def test_calls_that_had_ended_take_no_step(tmp_path, undisturbed):

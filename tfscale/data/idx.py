@@ -28,6 +28,7 @@ class IdxCollection:
     """
 
     num_classes = NUM_CLASSES
+    classes = ()  # have no names
     largest_value = 255
 
     def __init__(self, folder):

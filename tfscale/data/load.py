@@ -27,6 +27,7 @@ class Splits:
         train: what is trained on.
         validation: what is scored during training, or None.
         num_classes: classes of the label; None for a regression.
+        class_names: what the source calls them; () where it has no names.
         input_shape: shape of one example's x after the transforms, such as (8, 8, 1); a nest of
             shapes where x is a nest.
         fingerprint: short hash of the training data (name, size, a sample of the content), the
@@ -40,6 +41,7 @@ class Splits:
     input_shape: Any
     fingerprint: str
     read_test: Callable[[], batches.Batches | None]
+    class_names: tuple[str, ...] = ()
 
     def test(self) -> batches.Batches | None:
         """Return the test split, which is read now for the first time; None where there is none."""
@@ -66,6 +68,7 @@ def load(config: DataConfig) -> Splits:
         if split:
             collection.require(split)
     num_classes = config.num_classes or collection.num_classes
+    names = tuple(collection.classes)
     train = collection.open(config.train_split)
     fingerprint = _fingerprint(config, train)
     train, train_subset, held_out, held_out_subset = _hold_out(config, train)
@@ -91,6 +94,7 @@ def load(config: DataConfig) -> Splits:
         input_shape=tf.nest.map_structure(lambda s: tuple(s.shape[1:]), trained.element_spec[0]),
         fingerprint=fingerprint,
         read_test=read_test,
+        class_names=names if len(names) == num_classes else (),
     )
 
 

@@ -42,7 +42,7 @@ class CsvCollection:
             )
         self.path = path
         self._features, self._label = tuple(feature_columns), label_column
-        self.num_classes = num_classes or None
+        self.num_classes, self.classes = num_classes or None, ()
 
     def require(self, split):
         """Raise ValueError unless the split's file exists and has the columns."""

@@ -48,6 +48,7 @@ class TfdsCollection:
         label = info.features[keys[1]] if isinstance(keys[1], str) else None
         is_classes = isinstance(label, tfds.features.ClassLabel)
         self.num_classes = label.num_classes if is_classes else None
+        self.classes = label.names if is_classes else ()
         self.largest_value = digits.LARGEST_VALUE if info.name == digits.NAME else None
 
     def require(self, split):

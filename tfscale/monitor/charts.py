@@ -26,6 +26,7 @@ _PLACES = {  # where a number of a record is shown, which is else the first grou
 _RELATIVE = f"{_HEALTH}/slow worker, times the others"
 _BY_WORKER = f"{_STEP}/before the reduction, by worker"
 GLANCE = f"{_LEARNING}/0 how it is"  # a picture, first of the first group
+_PARTS = "(/[0-9]+)?$"  # of a metric of several numbers
 _FACTORS = {"step_seconds": 1e3, "bytes_sent": 1e-6}
 
 
@@ -68,14 +69,14 @@ def layout(names, num_workers=1, has_times=True):
     """Return TensorBoard's message for a page of charts that answers three questions.
 
     Args:
-        names: the metrics of the run, "loss" among them.
+        names: of its numbers, as they are in its records.
         num_workers: of the run; what there is of several only is else left out.
         has_times: the times of workers are measured; charts of them are else left out.
     """
     from tensorboard.plugins.custom_scalar import layout_pb2
 
-    def chart(title, *tags):
-        patterns = [f"^{re.escape(t)}$" for t in tags]
+    def chart(title, *tags, end="$"):
+        patterns = [f"^{re.escape(t)}{end}" for t in tags]
         content = layout_pb2.MultilineChartContent(tag=patterns)
         return layout_pb2.Chart(title=title, multiline=content)
 
@@ -96,7 +97,10 @@ def layout(names, num_workers=1, has_times=True):
         category=[
             category(
                 "Does it learn?",
-                *[chart(f"{name}, training and validation", tag(name)) for name in names],
+                *[
+                    chart(f"{name}, training and validation", tag(name), end=_PARTS)
+                    for name in names
+                ],
                 chart("learning rate", tag("learning_rate")),
             ),
             category(

@@ -42,9 +42,13 @@ class EventFile:
         self._path = str(folder / f"events.out.tfevents.{name}")
         self._writer = tf.io.TFRecordWriter(self._path)
         self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
-        # The second and later ones are restarts for TensorBoard.
-        log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(event_pb2.Event(wall_time=time.time(), step=first_step + 1, session_log=log))
+        self.forget_after(first_step)
+
+    def forget_after(self, step):
+        """Have TensorBoard leave out what was written of later steps, in this file and others."""
+        # The second start of a session, and each later one, is a restart for TensorBoard.
+        log = self._event.SessionLog(status=self._event.SessionLog.START)
+        self._write(self._event.Event(wall_time=time.time(), step=step + 1, session_log=log))
 
     def scalars(self, step, values):
         """Write numbers by tag, as one record."""

@@ -3,6 +3,7 @@
 import time
 
 from tfscale.monitor.run_files import duration
+from tfscale.monitor.scores import in_words
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _BAR = 30
@@ -22,7 +23,7 @@ def lines(run, now=None, width=100):
     """
     now = time.time() if now is None else now
     rows = [("run", f"{run.state(now)}: {run.path}"), ("progress", _progress(run))]
-    for name in run.metrics():
+    for name in run.metrics(of_several=True):
         trained, validated = run.curve("train", name), run.curve("validation", name)
         text = _curve(validated or trained)
         if trained:
@@ -32,7 +33,7 @@ def lines(run, now=None, width=100):
         rows.append((name, text))
     best = run.best()
     if best is not None:
-        rows.append(("best", f"{best[0]} {best[1]:.4f} at step {best[2]}, epoch {best[3]}"))
+        rows.append(("best", f"{best[0]} {in_words(best[1])} at step {best[2]}, epoch {best[3]}"))
     rows.append(("speed", _speed(run)))
     seconds = [record["seconds"] for record in run.records if "seconds" in record]
     if seconds:
@@ -63,8 +64,7 @@ def _progress(run):
     bar = "█" * int(done * _BAR) + "░" * (_BAR - int(done * _BAR))
     text = f"{bar} {100 * done:3.0f} %  {text}/{total:,}"
     left = run.seconds_left()
-    going_on = run.state() in ("training", "starting")
-    return text + (f"  about {duration(left)} left" if left and going_on else "")
+    return text + (f"  about {duration(left)} left" if left and not run.is_over else "")
 
 
 def _speed(run):

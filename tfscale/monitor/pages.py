@@ -8,15 +8,18 @@ def about(config, facts):
 
     Args:
         config: the configuration, a dict of sections.
-        facts: `command`, `strategy`, `num_workers`, `num_replicas`, `workers` (their addresses),
-            `host`, `parameters`, `steps_per_epoch`, `versions` (a dict), `life` and `step`.
+        facts: `num_workers`, `num_replicas`, `workers` (their addresses), `host`, `parameters`,
+            `steps_per_epoch`, `versions` (a dict), `life` and `step`; and where they are known
+            `command` and `strategy`.
 
     Returns:
         Markdown.
     """
     where = ", ".join(facts["workers"]) or facts["host"]
+    replicas = f"{facts['num_replicas']} replica(s)"
+    strategy = [("strategy", f"{facts['strategy']}, {replicas}")] if "strategy" in facts else []
     rows = [
-        ("strategy", f"{facts['strategy']}, {facts['num_replicas']} replica(s)"),
+        *(strategy or [("replicas", facts["num_replicas"])]),
         ("workers", f"{facts['num_workers']}: {where}"),
         ("parameters", f"{facts['parameters']:,}"),
         ("steps an epoch", facts["steps_per_epoch"] or "found out while running"),
@@ -27,16 +30,8 @@ def about(config, facts):
     for section, values in config.items():
         fields = [(name, "" if v in (None, "", {}, ()) else v) for name, v in values.items()]
         sections += ["", f"### {section}", "", _table(("field", "value"), fields)]
-    return "\n".join(
-        [
-            "### To repeat this run",
-            "",
-            f"    {facts['command']}",
-            "",
-            _table(("", ""), rows),
-            *sections,
-        ]
-    )
+    again = ["### To repeat this run", "", f"    {facts.get('command')}", ""]
+    return "\n".join([*(again if "command" in facts else ()), _table(("", ""), rows), *sections])
 
 
 def command(run_dir, strategy, num_workers, num_replicas, deterministic):

@@ -11,6 +11,7 @@ import statistics
 
 from tfscale.monitor import svg, workers
 from tfscale.monitor.run_files import duration
+from tfscale.monitor.scores import in_words
 
 _COLOURS = ("#1f77b4", "#d9730d", "#2a9d4e", "#b3261e", "#7e57c2", "#8d6e63", "#c2418f", "#555")
 _PARTS = {
@@ -103,7 +104,7 @@ def _overview(runs, colours, now):
             (_key(colours[run.path]) + f"<b>{_text(run.name)}</b>", ""),
             (_text(run.state(now)), "good" if run.state(now) == "finished" else ""),
             (_best_text(best), ""),
-            (" ".join(f"{_text(n)} {svg.number(v)}" for n, v in test.items()), ""),
+            (" ".join(f"{_text(n)} {in_words(v)}" for n, v in test.items()), ""),
             (f"{run.step:,}", ""),
             (duration(run.seconds), ""),
             (_median(run.curve("train", "examples_per_second"), "{:,.0f}"), ""),
@@ -122,7 +123,7 @@ def _best_text(best):
     if best is None:
         return ""
     name, value, step, epoch = best
-    return f"{_text(name)} <b>{value:.4f}</b> at step <b>{step:,}</b>, epoch {epoch}"
+    return f"{_text(name)} <b>{in_words(value)}</b> at step <b>{step:,}</b>, epoch {epoch}"
 
 
 def _happened(runs, colours):
@@ -142,7 +143,7 @@ def _happened(runs, colours):
 
 
 def _curves(runs, colours):
-    names = list(dict.fromkeys(name for run in runs for name in run.metrics()))
+    names = list(dict.fromkeys(name for run in runs for name in run.metrics(of_several=True)))
     names.sort(key=lambda name: (name != "loss", name))
     cards = []
     for name in names:
@@ -156,7 +157,7 @@ def _curves(runs, colours):
             marks += _marks(run, colour)
             best = run.best()
             if best is not None and best[0] == name:
-                told = f"best step of {run.name}: {best[1]:.4f} at step {best[2]}"
+                told = f"best step of {run.name}: {in_words(best[1])} at step {best[2]}"
                 marks.append(svg.Mark(told, best[2], colour, best[1]))
         cards.append(_card(_text(name), svg.chart(lines, marks)))
     return f'<div class="charts">{"".join(cards)}</div>'

@@ -5,22 +5,19 @@ missing or be in the middle of being written.
 """
 
 import functools
+import itertools
 import json
-import math
 import pathlib
 import time
 
-from tfscale.monitor import pages, story, workers
+from tfscale.monitor import pages, scores, story, workers
 
 _NOT_METRICS = ("learning_rate", "step_seconds", "examples_per_second")
-_HIGHER_IS_BETTER = ("acc", "auc", "precision", "recall", "f1", "iou", "r2", "cosine")
 _INSIDE = ("fits", "trials")  # folders of runs in that of a script or a search
-_SILENT_SECONDS = 60  # without a sign of life, from when on a run is called silent
-
-
-def higher_is_better(name):
-    """Say whether a metric is better the higher it is, by its name."""
-    return any(part in name.lower() for part in _HIGHER_IS_BETTER)
+# Without a sign of life for so long a run is called silent: within an epoch, and where it may be
+# tracing its graph, validating or saving; and for so many times its longest gap so far.
+_SILENT_SECONDS, _SILENT_BETWEEN_SECONDS, _GAPS = 60, 600, 3
+_MOST = 1e200  # a number whose square is infinite is not drawn
 
 
 def find(path):
@@ -35,19 +32,29 @@ def find(path):
     Raises:
         ValueError: if there is none.
     """
-    path = pathlib.Path(path)
-    if (path / "metrics.jsonl").exists() or (path / "events.jsonl").exists():
-        return [RunFiles(path)]
-    found = []
-    for inside in _INSIDE:
-        folders = [p for p in (path / inside).glob("*") if (p / "metrics.jsonl").exists()]
-        found += sorted(folders, key=lambda p: (len(p.name), p.name))
+    found = folders(path)
     if not found:
         raise ValueError(
             "--run_dir must be the folder of a run, of a script or of a search, with curves in "
             f"it. Received: {path}, which has no metrics.jsonl. Folders of runs are in runs/."
         )
-    return [RunFiles(p) for p in found]
+    return [RunFiles(path) for path in found]
+
+
+def folders(path):
+    """Return the folders of the runs in a folder, as for `find`."""
+    path = pathlib.Path(path)
+    if _is_run(path):
+        return [path]
+    found = []
+    for inside in _INSIDE:
+        of_runs = [p for p in (path / inside).glob("*") if _is_run(p)]
+        found += sorted(of_runs, key=lambda p: (len(p.name), p.name))
+    return found
+
+
+def _is_run(path):
+    return (path / "metrics.jsonl").exists() or (path / "events.jsonl").exists()
 
 
 class RunFiles:
@@ -62,13 +69,22 @@ class RunFiles:
     def __init__(self, path, name=""):
         self.path = pathlib.Path(path)
         self.name = name or _name(self.path.resolve())
-        self.records = story.read(self.path / "metrics.jsonl")
-        self.events = story.read(self.path / "events.jsonl")
-        self.config = _read_json(self.path / "config.json")
-        self.summary = _read_json(self.path / "summary.json")
+        self._records = story.Lines(self.path / "metrics.jsonl", "step")
+        self._events = story.Lines(self.path / "events.jsonl", "event")
+        self._scored = story.Lines(self.path / "evaluator.jsonl", "evaluator")
+        self.look()
+
+    def look(self):
+        """Take in what is new in the files."""
+        self.records, self.events = self._records.read(), self._events.read()
+        self._evaluated = self._scored.read()
+        self.config = read_json(self.path / "config.json")
+        self.summary = read_json(self.path / "summary.json")
 
     def curve(self, kind, name):
         """Return the finite points of a number, pairs of step and value.
+
+        A metric of several numbers, such as one a class, is here by its mean.
 
         Args:
             kind: "train", "validation" or "test"; "" for what stands beside them, such as
@@ -77,49 +93,61 @@ class RunFiles:
         """
         path = [kind, name] if kind else name.split("/")
         points = []
-        for record in self.records:
+        for record in self.validations() if kind == "validation" else self.records:
             value = functools.reduce(
                 lambda found, key: found.get(key, {}) if isinstance(found, dict) else {},
                 path,
                 record,
             )
-            if isinstance(value, (int, float)) and math.isfinite(value):
+            value = scores.one_number(value)
+            if value is not None and abs(value) < _MOST:
                 points.append((record["step"], value))
         return points
 
-    def metrics(self):
-        """Return the names of the model's numbers, the loss first."""
+    def validations(self, with_evaluator=True):
+        """Return the records of validation, by step.
+
+        Args:
+            with_evaluator: those of a cluster's evaluator task are among them, of steps that the
+                run itself has not scored.
+        """
+        own = [record for record in self.records if "validation" in record]
+        if not with_evaluator or not self._evaluated:
+            return own
+        steps = self.begun.get("steps_per_epoch") or max(self.step, 1)
+        found = {
+            record["step"]: {
+                "step": record["step"],
+                "epoch": max(record["step"] - 1, 0) // steps,
+                "validation": record["evaluator"],
+            }
+            for record in self._evaluated
+        } | {record["step"]: record for record in own}
+        return [found[step] for step in sorted(found)]
+
+    def metrics(self, of_several=False):
+        """Return the names of the model's numbers, the loss first.
+
+        Args:
+            of_several: those of several numbers are among them.
+        """
         names = {
             name: None
-            for record in self.records
+            for record in (*self.records, *self.validations())
             for kind in ("train", "validation")
             for name, value in record.get(kind, {}).items()
-            if name not in _NOT_METRICS and not isinstance(value, list)
+            if name not in _NOT_METRICS and (of_several or not isinstance(value, list))
         }
         return sorted(names, key=lambda name: (name != "loss", name))
 
     def best(self):
-        """Return `(name, value, step, epoch)` of the best validation; None where there was none.
+        """Return `(name, value, step, epoch)` of the best step; None where there is none.
 
-        By `checkpoint.keep_best`, or else the first metric, or else the loss; without validation
-        it is the best record of training. The epoch counts from 1.
+        By `checkpoint.keep_best`, or else the first metric of which it is known which way is
+        better, or else the loss; without validation it is the best record of training. The epoch
+        counts from 1.
         """
-        names = [name for name in self.metrics() if name != "loss"] or self.metrics()
-        kept = self.config.get("checkpoint", {}).get("keep_best", "")
-        wanted = kept.removeprefix("val_") if kept else names[0] if names else ""
-        validated = any(wanted in record.get("validation", {}) for record in self.records)
-        kind = "validation" if validated else "train"
-        found = None
-        for record in self.records:
-            value = record.get(kind, {}).get(wanted)
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                continue
-            sign = 1 if higher_is_better(wanted) else -1
-            if found is None or sign * value > sign * found[1]:
-                found = (wanted, value, record["step"], record.get("epoch", 0) + 1)
-        if found is None:
-            return None
-        return found
+        return scores.best(self)
 
     def slowest(self):
         """Return the `workers.Slowest` of this run; None for one worker."""
@@ -186,19 +214,43 @@ class RunFiles:
             now: seconds since 1970; by default the present.
         """
         last = self.events[-1] if self.events else {}
-        if last.get("event") == "end":
-            return "finished"
         if last.get("event") == "left":
             return f"told to leave, exit code {last['code']}"
         if last.get("event") == "failed":
             return "failed"
-        if not self.events and self.summary:
+        if self.is_over:
             return "finished"
-        times = [entry["time"] for entry in (*self.events, *self.records) if "time" in entry]
-        silent = (time.time() if now is None else now) - max(times, default=0)
-        if times and silent > _SILENT_SECONDS:
+        signs = self._signs()
+        silent = (time.time() if now is None else now) - (signs[-1][0] if signs else 0)
+        if signs and silent > self._longest_silence(signs):
             return f"no sign of life for {duration(silent)}"
-        return "training" if self.records else "starting"
+        return "training" if signs and signs[-1][2] != "begin" else "starting"
+
+    @property
+    def is_over(self):
+        """Whether its last life has come to an end, a good one or not."""
+        if not self.events:
+            return bool(self.summary)
+        return self.events[-1]["event"] in ("end", "left", "failed")
+
+    def _signs(self):
+        """The signs of its last life, by time: `(time, step, what)`."""
+        begun = self.begun.get("time", 0)
+        signs = [(e["time"], e["step"], e["event"]) for e in self.events if e["time"] >= begun]
+        signs += [
+            (record["time"], record["step"], "record")
+            for record in self.records
+            if record.get("time", -1) >= begun
+        ]
+        return sorted(signs)
+
+    def _longest_silence(self, signs):
+        """How long it may be silent and well, in seconds."""
+        gaps = [later[0] - earlier[0] for earlier, later in itertools.pairwise(signs)]
+        steps, (_, step, what) = self.begun.get("steps_per_epoch"), signs[-1]
+        is_within = what != "begin" and steps and step % steps
+        least = _SILENT_SECONDS if is_within else _SILENT_BETWEEN_SECONDS
+        return max(least, _GAPS * max(gaps, default=0))
 
     def seconds_left(self):
         """Return about how long it still takes; None where that cannot be known."""
@@ -227,7 +279,8 @@ def _name(path):
     return "/".join(parts)
 
 
-def _read_json(path):
+def read_json(path):
+    """Return the dict in a file of JSON; {} where there is none that is whole."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):

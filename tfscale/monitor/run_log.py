@@ -16,7 +16,7 @@ import time
 import keras
 from absl import logging
 
-from tfscale.monitor import charts, glance, run_files, story, workers
+from tfscale.monitor import cadence, charts, glance, run_files, story, workers
 from tfscale.monitor.event_file import EventFile
 
 
@@ -43,7 +43,10 @@ class ScalarLog:
         self._next_glance = 0.0  # on the monotonic clock
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self.seen = _last_sign(self._path)
-        kept = _kept_lines(self._path, first_step)
+        self._open(_kept_lines(self._path, first_step))
+
+    def _open(self, kept):
+        """Go on writing after these lines."""
         beside = self._path.with_name(self._path.name + ".writing")
         beside.write_text("".join(kept))
         os.replace(beside, self._path)  # so that a run killed here loses no line
@@ -72,21 +75,18 @@ class ScalarLog:
             self._next_glance = time.monotonic() + _GLANCE_SECONDS
             self._later(self._draw_glance, step)
 
-    def mark_restart(self, step):
-        """Put a point on the curves of training where a life goes on, as a run of its own."""
-        files = run_files.RunFiles(self._path.parent)
-        curves = {name: files.curve("train", name) for name in files.metrics()}
-        points = {charts.tag(name): curve[-1][1] for name, curve in curves.items() if curve}
-        if self._tensorboard_dir is not None:
-            self.events("restarts").scalars(step, points)
-            self.glance(step)
+    def lay_out(self, names, begun):
+        """Say which charts TensorBoard shows side by side.
 
-    def mark_best(self):
-        """Put a point on the curve where it was best, as a run of its own."""
-        best = run_files.RunFiles(self._path.parent).best()
-        if best is not None and self._tensorboard_dir is not None:
-            name, value, step, _ = best
-            self.events("best").scalars(step, {charts.tag(name): value})
+        Args:
+            names: of the model's numbers, as they are in the records.
+            begun: the `Story`'s event of the beginning of this life.
+        """
+        has_times = not begun.get("unseen_times")
+        self._later(self._lay_out, names, begun.get("num_workers", 1), has_times)
+
+    def _lay_out(self, *about):
+        self.events("train").page(charts.layout(*about))
 
     def _later(self, draw, *arguments):
         """Write to event files while the next steps are taken."""
@@ -138,6 +138,26 @@ class ScalarLog:
             for folder in pathlib.Path(self._tensorboard_dir).iterdir():
                 if any(folder.glob("events.out.tfevents.*")) and folder.name != "evaluator":
                     self.events(folder.name)
+
+    def take_back(self, step):
+        """Take out what was written of later steps, which are taken again by this life.
+
+        Notes of bad steps stay, because it is these that are not taken again.
+
+        Args:
+            step: the one that the run goes on from.
+        """
+        self._file.close()
+        lines = self._path.read_text().splitlines(keepends=True)
+        is_kept = [r["step"] <= step or "bad_step" in r for r in map(json.loads, lines)]
+        self._open([line for line, kept in zip(lines, is_kept, strict=True) if kept])
+        self._later(self._forget_after, step)
+
+    def _forget_after(self, step):
+        with self._lock:
+            files = list(self._files.values())
+        for file in files:
+            file.forget_after(step)
 
     def note(self, kind, step, values, **facts):
         """Write one record as a line of JSON alone, and return it; arguments as for `write`."""
@@ -192,7 +212,8 @@ class RunLog(keras.callbacks.Callback):
         log: the `ScalarLog`.
         progress: the trainer's `Progress`, for step, speed and learning rate.
         every_steps: a record of training is written at each multiple of so many steps, or at
-            the first look of the host at the device after it, and at the end of an epoch.
+            the first look of the host at the device after it, and at the end of an epoch; 0 for
+            ever more steps, as `cadence` has it.
         measures: the loop's `Measures` of the steps, for norms, histograms and where the time
             goes; None for none.
         story: the run's `Story`, for goodput, restarts and bad steps; None for none.
@@ -206,12 +227,25 @@ class RunLog(keras.callbacks.Callback):
         self._last_step = progress.step
         self._measured = collections.deque(maxlen=_REMEMBERED)  # of each worker
         self._looked, self._told = time.time(), None  # when; and the slow one last told of
+        self._is_laid_out = False
 
     def on_epoch_begin(self, epoch, logs=None):
+        self._look_back()
         self._last_step = self._progress.step
 
+    def on_train_batch_begin(self, batch, logs=None):
+        self._look_back()
+
+    def _look_back(self):
+        """Take back what was told of steps that are taken again, after the run went back."""
+        step = self._progress.step
+        if step < self._last_step:
+            self._log.take_back(step)
+            self._last_step = step
+            self._log.glance(step)
+
     def on_train_batch_end(self, batch, logs=None):
-        if self._progress.step // self._every_steps > self._last_step // self._every_steps:
+        if cadence.is_passed(self._last_step, self._progress.step, self._every_steps):
             self._write_training(logs)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -235,6 +269,10 @@ class RunLog(keras.callbacks.Callback):
     def _write_training(self, logs):
         at = self._progress
         self._last_step = at.step
+        if self._story is not None and not self._is_laid_out:
+            self._is_laid_out = True
+            names = sorted(logs or {}, key=lambda name: name != "loss")
+            self._log.lay_out(names, self._story.begun)
         values = dict(logs or {}, learning_rate=at.learning_rate)
         if at.step_seconds:
             values["step_seconds"] = at.step_seconds

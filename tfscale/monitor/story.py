@@ -41,6 +41,50 @@ def read(path):
     return found
 
 
+class Lines:
+    """The lines of JSON of a file that grows, each of them read once.
+
+    A line that is being written is left for the next look. A file that another has replaced, or
+    from which lines were taken back, is read anew.
+
+    Args:
+        path: the file, which may be missing.
+        field: what a line must have to count.
+    """
+
+    def __init__(self, path, field):
+        self._path, self._field = pathlib.Path(path), field
+        self._found, self._size, self._last = [], 0, b""
+
+    def read(self):
+        """Return all lines so far, a list of dicts."""
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._size - len(self._last))
+                if file.read(len(self._last)) != self._last:
+                    self._found, self._size, self._last = [], 0, b""
+                    file.seek(0)
+                new = file.read()
+        except FileNotFoundError:
+            self._found, self._size, self._last = [], 0, b""
+            return self._found
+        lines = new[: new.rfind(b"\n") + 1].splitlines(keepends=True)
+        for line in lines:
+            self._size, self._last = self._size + len(line), line
+            try:
+                entry = json.loads(line)
+            except ValueError:  # cut off by a kill
+                continue
+            if isinstance(entry, dict) and self._field in entry:
+                self._found.append(entry)
+        return self._found
+
+
+def has_ended(events):
+    """Say whether nothing is missing in these events: the last of them is an end, or none is."""
+    return not events or events[-1]["event"] in _GOOD_ENDS
+
+
 def num_restarts(events):
     """Return how often a life began that continues one which had not come to its end."""
     begins = [i for i, event in enumerate(events) if event["event"] == "begin"]
@@ -88,6 +132,7 @@ class Story:
         """Note that a life begins, after some step, and what it is."""
         life = sum(event["event"] == "begin" for event in self.events) + 1
         self.tell("begin", step, life=life, **facts)
+        self.begun = self.events[-1]
         self.restarts, self._paused = num_restarts(self.events), seconds_paused(self.events)
 
     def tell(self, event, step, **facts):

@@ -7,6 +7,7 @@ import math
 _WIDTH, _HEIGHT = 460, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 28
 _MOST_POINTS = 600  # of a line that are drawn
+_LEAST = 1e-200  # what is smaller is drawn as 0
 
 
 @dataclasses.dataclass
@@ -134,7 +135,7 @@ class _Scale:
 
     def __init__(self, values, begin, end):
         low, high = min(values), max(values)
-        if low == high:
+        if high - low <= 1e-12 * max(abs(low), abs(high), _LEAST):
             low, high = low - (abs(low) * 0.1 or 1), high + (abs(high) * 0.1 or 1)
         self.low, self.high, self.begin, self.end = low, high, begin, end
 

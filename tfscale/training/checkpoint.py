@@ -214,18 +214,18 @@ def examine(path):
     return found
 
 
-def write_whole(path, text):
+def write_whole(path, content):
     """Write a small file so that a reader sees the old one or the new one, never a half.
 
     Args:
         path: the file.
-        text: what it will hold.
+        content: what it will hold, text or bytes.
     """
     path = pathlib.Path(path)
     beside = path.with_name(path.name + _WRITING)
     try:
-        with open(beside, "w") as file:
-            file.write(text)
+        with open(beside, "wb" if isinstance(content, bytes) else "w") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

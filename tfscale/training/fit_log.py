@@ -4,15 +4,12 @@ They lie beside the checkpoints of the call, where `tfscale.watch` and `tfscale.
 """
 
 import contextlib
-import socket
 
-from tfscale.cluster import environment
-from tfscale.monitor import charts, run_log
-from tfscale.monitor.story import Story
-from tfscale.training import run_state
+from tfscale import strategy as strategy_lib
+from tfscale.monitor import cadence, first_page, run_log
+from tfscale.monitor.story import Story, has_ended, read
+from tfscale.training import run_state, saver
 from tfscale.training.measures import Measures, unseen_times
-
-_RECORDS_AN_EPOCH = 20
 
 
 @contextlib.contextmanager
@@ -28,7 +25,7 @@ def kept(run, loop, folder, saved):
     if folder is None:
         yield
         return
-    every = max(1, (run.steps_per_epoch or _RECORDS_AN_EPOCH) // _RECORDS_AN_EPOCH)
+    every = cadence.every_steps(run.steps_per_epoch)
     run.measures = run.measures or Measures(every)
     log = None
     if loop.is_chief:
@@ -40,6 +37,8 @@ def kept(run, loop, folder, saved):
         if log is not None:
             log.ended_by(error)
         raise
+    if log is not None:
+        log.ended()
 
 
 class FitLog(run_log.RunLog):
@@ -67,37 +66,30 @@ class FitLog(run_log.RunLog):
         self._log = run_log.ScalarLog(lines, tensorboard, self._first_step)
         self._log.forget_later_points()
         self._story = Story(self._folder / "events.jsonl")
-        shard = self._loop.shard
-        self._story.begin(
-            self._first_step,
-            num_workers=shard.num_workers,
-            num_replicas=self._loop.strategy.num_replicas_in_sync,
-            workers=list(environment.resolve().workers),
-            host=socket.gethostname(),
-            parameters=self._loop.model.count_params(),
-            steps_per_epoch=self._run.steps_per_epoch,
-            epochs=self._run.epochs,
-            versions=run_state.versions(),
-            unseen_times=unseen_times(self._loop.strategy.extended.worker_devices),
-            **self._log.seen,
+        facts = first_page.facts(
+            self._loop,
+            self._run.steps_per_epoch,
+            self._run.epochs,
+            run_state.versions(),
+            unseen_times(strategy_lib.own_devices(self._loop.strategy)),
         )
-        if self._story.restarts and self._first_step:
-            self._log.mark_restart(self._first_step)
+        validates = self._run.validation is not None
+        best = saver.what_is_best(self._loop.model, self._run.saver.checkpoints, validates)
+        self._story.begin(self._first_step, **facts, **best, **self._log.seen)
+        self._page = first_page.FirstPage(self._log, self._story, self._folder)
+        self._page.begin(self._first_step)
 
-    def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, logs)
-        if not self._has_page:  # before, the names of the metrics are not known
-            self._has_page = True
-            names = [name for name in logs or {} if not name.startswith("val_")]
-            has_times = not unseen_times(self._loop.strategy.extended.worker_devices)
-            page = charts.layout(names, self._loop.shard.num_workers, has_times)
-            self._log.events("train").page(page)
-
-    def on_train_end(self, logs=None):
-        self._story.tell("end", self._progress.step)
-        self._log.mark_best()
-        self._log.glance(self._progress.step)
-        self._close()
+    def ended(self):
+        """Note that the call has ended and its last checkpoint is kept."""
+        step, path = self._progress.step, self._folder / "events.jsonl"
+        if self._story is not None:
+            self._story.tell("end", step)
+            self._page.end(step)
+            self._close()
+        elif not has_ended(read(path)):  # in an earlier life, killed before it told of it
+            story = Story(path)
+            story.tell("end", step)
+            story.close()
 
     def ended_by(self, error):
         """Note what ended the call before its end; for an `except`."""

@@ -12,6 +12,7 @@ import time
 import keras
 import tensorflow as tf
 
+from tfscale import strategy as strategy_lib
 from tfscale.cluster import pulse
 from tfscale.data import elements
 from tfscale.training import alike, fit_run, fits, pace, preemption, run_state, scorer, weight_sums
@@ -75,7 +76,7 @@ class Loop(scorer.Scorer):
         if run.health.bounds is not None and run.health.bounds.undoes:
             self._functions.prepare_undo(run.data.element_spec)
         if run.measures is not None:
-            devices = self.strategy.extended.worker_devices
+            devices = strategy_lib.own_devices(self.strategy)
             run.measures.begin(self._functions, run.data.element_spec, devices)
         folder = run.saver.checkpoints and run.saver.checkpoints.directory
         if run.health.needs_checkpoint and (saved is None or saved.path.parent != folder):

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 
+from tfscale.monitor import cadence
 from tfscale.strategy import is_deterministic
 
 PARTS = ("input", "compute", "exchange", "host")  # of a worker's step, in the graph's order
@@ -38,7 +39,8 @@ class Measures:
 
     Args:
         every_steps: the gradients are measured in the step that reaches a multiple of so many,
-            and in the last of an epoch. The same on all workers.
+            and in the last of an epoch; 0 for ever more, as `cadence` has it. The same on all
+            workers.
         histograms_every_steps: the same for histograms of weights and gradients; 0 for none.
 
     Attributes:
@@ -106,8 +108,11 @@ class Measures:
         What is due while nothing is measured is asked for when something is again.
         """
         ends = at.position + k == steps_in_epoch
-        self._is_due = self._is_due or ends or _passes(at.step, k, self.every_steps)
-        passes = self.draws and _passes(at.step, k, self.histograms_every_steps)
+        self._is_due = (
+            self._is_due or ends or cadence.is_passed(at.step, at.step + k, self.every_steps)
+        )
+        every = self.histograms_every_steps
+        passes = self.draws and cadence.is_passed(at.step, at.step + k, every)
         self._draws_are_due = self._draws_are_due or passes
         host_seconds, self._host_seconds = self._host_seconds, 0.0
         self.begins_other_graph = not self.is_on and not self._has_other_graph
@@ -181,8 +186,3 @@ class Measures:
         self._is_due = self._draws_are_due = False
         self.is_on, self.begins_other_graph, self._has_other_graph = True, False, False
         self._num_left_out, self._trace_seconds = 0, 0.0
-
-
-def _passes(step, k, every):
-    """Whether the next k steps come to a multiple of a number."""
-    return every > 0 and (step + k) // every > step // every

@@ -5,6 +5,7 @@ time, and a run does not end before its last one is. What the chief alone knows 
 full disk) is its vote in the loop's reduction: all workers save, or fail, at the same turn.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -236,6 +237,29 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+
+def what_is_best(model, checkpoints, validates):
+    """Return by what the best step of a run is told, for those who look on.
+
+    Args:
+        model: a built `keras.Model`.
+        checkpoints: the `checkpoint.Checkpoints` of the run, whose metric comes first; or None.
+        validates: whether the run scores validation data.
+
+    Returns:
+        A dict: "keep_best", the metric of the checkpoints, and "best", a list of `[name,
+        direction]`, names in the logs with "max" or "min", those first that are rather wanted.
+    """
+    kept, mode = (checkpoints.keep_best, checkpoints.best_mode) if checkpoints else ("", "auto")
+    lists = [getattr(metric, "metrics", ()) for metric in model.metrics]
+    names = [f"{'val_' * validates}{metric.name}" for metrics in lists for metric in metrics]
+    found = []
+    for name in [kept] if kept else [*names, "val_loss" if validates else "loss"]:
+        with contextlib.suppress(ValueError):  # nobody knows which way is better
+            is_max = mode == "max" or mode == "auto" and higher_is_better(model, name)
+            found.append([name, "max" if is_max else "min"])
+    return {"keep_best": kept, "best": found}
 
 
 def higher_is_better(model, name):
