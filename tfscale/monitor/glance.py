@@ -56,7 +56,7 @@ def _slow_worker(run):
     if run.begun.get("num_workers", 1) == 1:
         return []
     if slow is None:
-        return [(f"Slow worker: unknown, {run.unseen_times or 'nothing is measured yet'}", "")]
+        return [("Slow worker: unknown,", ""), (run.unseen_times or "nothing is measured yet", "")]
     if not slow.is_slow:
         return [("No worker is slow", "good")]
     now = " now" if slow.is_recent else ""
