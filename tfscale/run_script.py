@@ -96,7 +96,7 @@ def _prepare(settings, target, ended_well):
     seed = _seed(settings, target, strategy_lib, strategy)
     strategy_lib.set_seed(seed)
     if settings["run_dir"]:
-        _save_fits(settings, seed, strategy_lib, strategy)
+        _save_fits(settings, seed, strategy_lib, strategy, ended_well)
     lending.lend_to_script(strategy)
     if settings["keras_fit"]:
         from tfscale.training.keras_fit import enable_keras_fit
@@ -130,7 +130,7 @@ def _seed(settings, target, strategy_lib, strategy):
     return chosen
 
 
-def _save_fits(settings, seed, strategy_lib, strategy):
+def _save_fits(settings, seed, strategy_lib, strategy, ended_well):
     """Have each call of `fit` saved, and signals make them save and leave."""
     from tfscale import script_folder
     from tfscale.training import fits, preemption
@@ -143,6 +143,9 @@ def _save_fits(settings, seed, strategy_lib, strategy):
             f"{folder.path}, which {blind} worker(s) do not see as the chief does. "
             "Use a folder on a shared file system."
         )
+    if strategy_lib.is_chief():
+        folder.begin()
+        atexit.register(folder.tell_end, ended_well)
     fits.begin_script(fits.Fits(folder.fits, **settings["save"]))
     preemption.listen()
 

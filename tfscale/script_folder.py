@@ -3,9 +3,11 @@
 The launcher settles it, or in a cluster the chief. What is in a checkpoint is not its affair.
 """
 
+import contextlib
 import json
 import secrets
 import sys
+import time
 from pathlib import Path
 
 from tfscale.training import checkpoint as checkpoint_lib
@@ -23,6 +25,7 @@ class ScriptFolder:
     def __init__(self, path):
         self.path = Path(path)
         self.launch = self.path / "launch.json"
+        self.end = self.path / "ended.json"
         self.logs = self.path / "logs"
         self.fits = self.path / "fits"
 
@@ -74,6 +77,20 @@ class ScriptFolder:
                 "Leave --seed out, or name another folder."
             )
         return before["seed"]
+
+    def begin(self):
+        """Note that the script runs; for the chief."""
+        self.end.unlink(missing_ok=True)
+
+    def tell_end(self, ended_well):
+        """Note that the script is over, for those who look on; for the chief.
+
+        Args:
+            ended_well: true where it has come to its end.
+        """
+        word = {"well": bool(ended_well), "time": round(time.time(), 3)}
+        with contextlib.suppress(OSError):  # of a full disk the script itself has told
+            checkpoint_lib.write_whole(self.end, json.dumps(word) + "\n")
 
     def is_visible(self, seed):
         """Say whether this process sees the folder that was settled with this seed."""

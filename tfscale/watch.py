@@ -12,16 +12,17 @@ from absl import flags
 
 from tfscale import command_line, config_files
 from tfscale.monitor import follow, run_files
+from tfscale.monitor import place as place_lib
 
 USAGE = """Follow a run: how far it is, whether it learns, how fast, what went wrong.
 
-  python -m tfscale.watch --run_dir=runs/mine            until the run or Ctrl-C ends it
+  python -m tfscale.watch --run_dir=runs/mine            until the run or Ctrl-C ends it; waits
+                                                         for a run that is still to come
   python -m tfscale.watch --run_dir=runs/mine --once     one look, for scripts
 
 A folder of tfscale.launch or of a search is all the runs in it."""
 
 _WIDTH = 160  # where there is no terminal
-_PATIENCE_SECONDS = 120  # for a run that has failed or left, and may be started again
 
 
 def main(argv=None):
@@ -37,29 +38,33 @@ def _main(argv):
         raise config_files.UsageError(
             "--run_dir must name the folder of a run. Received: none. Folders are in runs/."
         )
-    is_terminal = sys.stdout.isatty()
-    drawn = 0
+    is_terminal, place = sys.stdout.isatty(), place_lib.Place(values.run_dir)
+    drawn, before = 0, None
     while True:
         size = shutil.get_terminal_size()
-        runs = run_files.find(values.run_dir)
+        runs = place.look()
+        if values.once and not place.has_begun:
+            run_files.find(values.run_dir)  # which refuses it
         width = size.columns if is_terminal else _WIDTH
-        shown = [line for run in runs for line in [*follow.lines(run, width=width), ""]][:-1]
+        blocks = [follow.lines(run, width=width) for run in runs]
+        blocks.append([_about(place, waits=not values.once)[:width]])
+        shown = "\n\n".join("\n".join(block) for block in blocks if any(block)).split("\n")
         if is_terminal and not values.once:
             # The last ones: in a folder of many runs those that go on.
             shown = shown[-(size.lines - 2) :]
-        above = f"\x1b[{drawn}F\x1b[J" if drawn and is_terminal else "\n" if drawn else ""
-        print(above + "\n".join(shown), flush=True)
-        drawn = len(shown)
-        if values.once or all(_has_ended(run) for run in runs):
+        if shown != before:
+            above = f"\x1b[{drawn}F\x1b[J" if drawn and is_terminal else "\n" if drawn else ""
+            print(above + "\n".join(shown), flush=True)
+            drawn, before = len(shown), shown
+        if values.once or place.has_ended():
             return 0
         time.sleep(values.every_seconds)
 
 
-def _has_ended(run):
-    """Whether nothing more is to be expected of a run."""
-    last = run.events[-1] if run.events else {}
-    gone = last.get("event") in ("failed", "left")
-    return run.state() == "finished" or (gone and time.time() - last["time"] > _PATIENCE_SECONDS)
+def _about(place, waits):
+    """The last line: what the whole is, where it is more than one run, or none yet."""
+    told = place.told()
+    return f"{told}; waiting (Ctrl-C ends)" if told and waits and not place.runs else told
 
 
 def _define_flags(values):

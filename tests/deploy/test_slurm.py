@@ -47,6 +47,7 @@ import pathlib, sys
 file, mark = pathlib.Path("/etc/hosts"), "# nodes\\n"
 file.write_text(file.read_text().split(mark)[0] + mark + sys.argv[1] + "\\n")
 """
+IDLE = {"tests* 2 idle", "urgent 2 idle", "many 12 idle"}
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
 SOURCES = "grep -rqsE '^(deb|URIs)' /etc/apt/sources.list /etc/apt/sources.list.d"
 
@@ -178,7 +179,7 @@ class Slurm:
     def wait_for_nodes(self):
         deadline = time.monotonic() + 120
         sinfo = ("sinfo", "--noheader", "--format=%P %D %T")
-        while set(self.run_both(*sinfo)[1].splitlines()) != {"tests* 2 idle", "many 12 idle"}:
+        while set(self.run_both(*sinfo)[1].splitlines()) != IDLE:
             assert time.monotonic() < deadline, self.run_both("sinfo")[1] + self.compose("logs")
             time.sleep(0.5)
 
@@ -279,6 +280,17 @@ def test_a_job_that_is_told_to_leave_saves_and_asks_for_another_turn(slurm, undi
     assert saved and f"Going on from step {saved[1]}" in told
     assert slurm.summary("preempted")["num_workers"] == 2
     assert slurm.weights("preempted") == undisturbed
+
+
+@pytest.mark.slow
+def test_a_job_that_a_more_urgent_one_preempts_saves_and_goes_on_exactly(slurm, undisturbed):
+    job = slurm.submit("one-task-a-node", "gave-way")
+    slurm.wait_for_step("gave-way", 80)
+    assert sorted(slurm.run("srun", "-purgent", "-N2", "hostname").split()) == ["n1", "n2"]
+    slurm.completes(job, "gave-way", restarts=1)
+    saved = re.search(r"saved at step (\d+), and leaves", slurm.told("gave-way"))
+    assert saved and f"Going on from step {saved[1]}" in slurm.told("gave-way")
+    assert slurm.weights("gave-way") == undisturbed
 
 
 def test_a_worker_that_is_killed_on_its_node_costs_a_restart(slurm, undisturbed):

@@ -1,5 +1,6 @@
 """A launcher that is told to leave, and what the same command makes of it: as many, or others."""
 
+import json
 import signal
 import time
 
@@ -22,11 +23,13 @@ def stop(run, number, step, fit, code):
     assert found == code, run.told
     assert "leaves after this step" in run.told and "tfscale: saved at step" in run.told
     assert "start again" not in run.told and "failed first" not in run.told
+    assert not json.loads((run.run_dir / "ended.json").read_text())["well"]
     return max(run.steps(fit))
 
 
 def finish(run):
     assert run.finish() == 0, run.told
+    assert json.loads((run.run_dir / "ended.json").read_text())["well"]
     return run
 
 

@@ -32,19 +32,29 @@ def find(path):
     Raises:
         ValueError: if there is none.
     """
-    path = pathlib.Path(path)
-    if (path / "metrics.jsonl").exists() or (path / "events.jsonl").exists():
-        return [RunFiles(path)]
-    found = []
-    for inside in _INSIDE:
-        folders = [p for p in (path / inside).glob("*") if (p / "metrics.jsonl").exists()]
-        found += sorted(folders, key=lambda p: (len(p.name), p.name))
+    found = folders(path)
     if not found:
         raise ValueError(
             "--run_dir must be the folder of a run, of a script or of a search, with curves in "
             f"it. Received: {path}, which has no metrics.jsonl. Folders of runs are in runs/."
         )
-    return [RunFiles(p) for p in found]
+    return [RunFiles(path) for path in found]
+
+
+def folders(path):
+    """Return the folders of the runs in a folder, as for `find`."""
+    path = pathlib.Path(path)
+    if _is_run(path):
+        return [path]
+    found = []
+    for inside in _INSIDE:
+        of_runs = [p for p in (path / inside).glob("*") if _is_run(p)]
+        found += sorted(of_runs, key=lambda p: (len(p.name), p.name))
+    return found
+
+
+def _is_run(path):
+    return (path / "metrics.jsonl").exists() or (path / "events.jsonl").exists()
 
 
 class RunFiles:
@@ -68,8 +78,8 @@ class RunFiles:
         """Take in what is new in the files."""
         self.records, self.events = self._records.read(), self._events.read()
         self._evaluated = self._scored.read()
-        self.config = _read_json(self.path / "config.json")
-        self.summary = _read_json(self.path / "summary.json")
+        self.config = read_json(self.path / "config.json")
+        self.summary = read_json(self.path / "summary.json")
 
     def curve(self, kind, name):
         """Return the finite points of a number, pairs of step and value.
@@ -269,7 +279,8 @@ def _name(path):
     return "/".join(parts)
 
 
-def _read_json(path):
+def read_json(path):
+    """Return the dict in a file of JSON; {} where there is none that is whole."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
