@@ -473,6 +473,21 @@ def test_callbacks_and_metrics_jsonl_are_told(tmp_path):
     assert (noted["bad_step"]["loss"], noted["bad_step"]["action"]) == ("nan", "skip")
 
 
+def test_steps_that_are_taken_again_are_recorded_once(tmp_path):
+    trainer = trainer_of("sgd", "onedevice")
+    log = run_log.ScalarLog(tmp_path / "metrics.jsonl")
+    options = FIT | {"steps_per_execution": 1, "save_every_steps": 5, "epochs": 2}
+    trainer.fit(
+        OVERFLOWS, Y, on_bad_loss="rollback", checkpoints=Checkpoints(tmp_path / "run"),
+        callbacks=[run_log.RunLog(log, trainer.progress, 1)], **options,
+    )  # fmt: skip
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "train" in line]
+    assert steps == list(range(1, 2 * STEPS + 1))
+    assert sum("bad_step" in line for line in lines) == 2
+
+
 class FlipsOneBit(keras.callbacks.Callback):
     """Changes the lowest bit of one number on one replica, after a step."""
 

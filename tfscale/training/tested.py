@@ -42,7 +42,7 @@ def probabilities(trainer, test, num_classes, are_logits):
         return None
     if test.num_examples * shape[1] > _MOST_OUTPUTS:
         return None
-    outputs = trainer.predict(_ReadByAll(test, trainer.strategy)).astype(np.float32)
+    outputs = trainer.predict(_ReadByAll(test, trainer.strategy)).astype(np.float32, copy=False)
     if outputs.shape[1] == 1:
         one = 1 / (1 + np.exp(-outputs)) if are_logits else outputs
         return np.concatenate([1 - one, one], 1)
