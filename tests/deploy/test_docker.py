@@ -186,6 +186,7 @@ def test_packets_dropped_for_a_while(project, undisturbed):
         check(project, up, undisturbed)
 
 
+@pytest.mark.slow
 def test_out_of_memory_ends_naming_worker_and_limit_and_goes_on_with_more(project, undisturbed):
     with project.training() as up:
         up.wait_for_step(60)
@@ -211,6 +212,7 @@ def test_out_of_memory_ends_naming_worker_and_limit_and_goes_on_with_more(projec
         check(project, up, undisturbed)
 
 
+@pytest.mark.slow
 def test_any_number_of_workers(project):
     project.knobs["TFSCALE_FLAGS"] = "--config.train.epochs=2"
     with project.training("--scale", "worker=3") as up:
@@ -248,6 +250,7 @@ def test_a_search_that_the_workers_join(project):
     assert project.inspect(project.container("worker", 1))["State"]["ExitCode"] == 0
 
 
+@pytest.mark.slow
 def test_a_single_container_says_how_to_be_one_of_the_cluster(project):
     refused = subprocess.run(
         ["docker", "compose", "--project-name", project.name, "run", "--rm", "trainer"],

@@ -302,7 +302,8 @@ def test_a_worker_that_is_killed_on_its_node_costs_a_restart(slurm, undisturbed)
     assert slurm.weights("killed") == undisturbed
 
 
-@pytest.mark.parametrize("node", ["n2", pytest.param("n1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("node", ["n2", "n1"])
 def test_a_node_that_is_lost_costs_a_restart(slurm, undisturbed, node):
     run = f"lost-{node}"  # the batch script and the chief are on n1
     job = slurm.submit("one-task-a-node", run)
