@@ -5,6 +5,7 @@ Pure functions of the facts and the records. Which of it is shown when is in `vi
 
 import statistics
 
+from tfscale.monitor.run_files import duration
 from tfscale.search import trials
 
 _A_LIFE_BEFORE_SECONDS = 30.0  # more than what lies before the first trial
@@ -34,17 +35,6 @@ def short_names(names):
 def short_value(value):
     """Return a value in a few characters: three significant digits of a float."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def duration(seconds):
-    """Return a length of time in words: "8 s", "2 min 5 s", "3 h 10 min"."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, rest = divmod(seconds, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def best_of(facts, records):
