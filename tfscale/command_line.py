@@ -56,7 +56,9 @@ def parse(argv, usage, define, *, with_config=True):
     except flags.Error as error:
         raise UsageError(_wrong_value(error)) from None
     if rest:
-        raise UsageError(f"Every argument must be a flag. Received: {' '.join(rest)}. Try --help.")
+        names = "run_dir" in values and len(rest) == 1 and os.path.exists(rest[0])
+        hint = f"Write --run_dir={rest[0]}." if names else "Try --help."
+        raise UsageError(f"Every argument must be a flag. Received: {' '.join(rest)}. {hint}")
     return values
 
 

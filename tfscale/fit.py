@@ -255,7 +255,7 @@ def _ending(summary, path):
     best = summary.get("best")
     if best is not None and "validation" in summary:
         place = f"at step {best['step']}, epoch {best['epoch']}"
-        lines.append(f"best    {best['name']} {best['value']:.4f} {place}")
+        lines.append(f"best    {best['split']} {best['name']} {best['value']:.4f} {place}")
     speed, goodput = summary["examples_per_second"], summary.get("goodput")
     text = f"steps   {summary['steps']} in {summary['wall_seconds']:.1f} s"
     text += f", {speed:,.0f} examples/s" if speed else ""

@@ -132,7 +132,7 @@ class Observation:
         found = {"goodput": files.last("goodput"), "restarts": self._story.restarts}
         found["bad_steps"] = self._story.count("bad step")
         if best is not None:
-            found["best"] = dict(zip(("name", "value", "step", "epoch"), best, strict=True))
+            found["best"] = best._asdict()
         if slowest is not None:
             found["slowest_worker"] = slowest.words()
         return found

@@ -3,6 +3,7 @@
 Writes one HTML file with all that it shows, which any browser opens without a server.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -37,12 +38,13 @@ def _main(argv):
         )
     runs = [run for path in values.run_dir for run in run_files.find(path)]
     output = pathlib.Path(values.output or pathlib.Path(values.run_dir[0]) / "report.html")
+    beside = output.with_name(output.name + ".writing")  # so that a reader sees no half
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        beside = output.with_name(output.name + ".writing")  # so that a reader sees no half
         beside.write_text(report_page.page(runs, time.time()), encoding="utf-8")
         os.replace(beside, output)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise config_files.UsageError(
             f"--output must be a file that can be written. Received: {output} ({error.strerror}). "
             "Name another place, such as --output=report.html."

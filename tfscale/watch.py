@@ -38,6 +38,7 @@ def _main(argv):
         raise config_files.UsageError(
             "--run_dir must name the folder of a run. Received: none. Folders are in runs/."
         )
+    run_files.check_folder(values.run_dir)
     is_terminal, place = sys.stdout.isatty(), place_lib.Place(values.run_dir)
     drawn, before = 0, None
     while True:

@@ -30,20 +30,20 @@ def begin(best, keep_best=""):
 def test_run_says_itself_which_way_is_better(tmp_path, direction, step):
     values = [{"odd": value, "loss": 1.0} for value in (0.5, 0.9, 0.1)]
     run = made(tmp_path / "run", values, begin([["val_odd", direction]]))
-    assert run.best()[::2] == ("odd", step)
+    assert (run.best().name, run.best().step) == ("odd", step)
 
 
 def test_what_has_no_single_number_is_passed_over(tmp_path):
     values = [{"f1": [value, value], "loss": value} for value in (0.5, 0.3)]
     run = made(tmp_path / "run", values, begin([["val_f1", "max"], ["val_loss", "min"]]))
-    assert run.best() == ("loss", 0.3, 20, 2)
+    assert run.best()[:4] == ("loss", 0.3, 20, 2)
 
 
 def test_kept_metric_of_training_counts_at_the_ends_of_epochs_as_for_the_checkpoint(tmp_path):
     records = [made_runs.record(s, float(s)) for s in range(1, 25)]
     events = begin([["loss", "min"]], "loss")
     run = RunFiles(made_runs.write(tmp_path / "run", records, events))
-    assert run.best() == ("loss", 10.0, 10, 1)
+    assert run.best()[:4] == ("loss", 10.0, 10, 1)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,8 @@ def test_all_that_tell_of_the_best_step_tell_of_the_checkpoint_that_is_kept(tmp_
     ]
     assert fit.main([*argv, f"--run_dir={path}"]) == 0
     run, steps = RunFiles(path), checkpoint_lib.Checkpoints(path / "checkpoints").steps()
-    name, value, step, _ = run.best()
+    name, value, step, _, split = run.best()
+    assert split == "validation"
     assert (name, value) == ("loss", max(value for _, value in run.curve("validation", "loss")))
     assert steps == [step, run.step] and step < run.step
     summary = json.loads((path / "summary.json").read_text())["best"]

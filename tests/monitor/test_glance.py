@@ -20,7 +20,7 @@ def facts(path):
 def test_best_step_restart_and_slow_worker_are_told_in_colour(tmp_path):
     told = facts(made_runs.plain(tmp_path / "plain"))
     assert told[0] == ("plain: step 30 of 30", "")
-    assert ("Best step: 20 (epoch 2), accuracy 0.9000", "good") in told
+    assert ("Best step: 20 (epoch 2), validation accuracy 0.9000", "good") in told
     told = facts(made_runs.restarted(tmp_path / "restarted"))
     assert ("1 restart: it went on from step 10", "bad") in told
     assert ("1 bad step(s), the last was 12", "bad") in told

@@ -130,3 +130,30 @@ def test_one_look_shows_the_facts_without_tensorflow(three):
 def test_following_ends_with_the_run(three, capsys):
     assert watch.main([f"--run_dir={three[0]}"]) == 0
     assert "finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--run_dir={}/file"], "must be a folder"),
+        (["--run_dir={}/nowhere"], "is not there"),
+        (["--run_dir={}/run", "--output={}/run"], "--output must be a file"),
+        (["--run_dir={}/run", "--output={}/nowhere/page.html"], "--output must be a file"),
+        (["{}/run"], "Write --run_dir="),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_refused_and_leaves_nothing(
+    tmp_path, capsys, arguments, says
+):
+    made_runs.plain(tmp_path / "run")
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert report.main([text.format(tmp_path) for text in arguments]) == 2
+    assert says in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_watch_refuses_a_file(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert watch.main([f"--run_dir={tmp_path / 'file'}"]) == 2
+    assert "must be a folder" in capsys.readouterr().err

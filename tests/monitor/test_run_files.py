@@ -18,17 +18,21 @@ def test_curves_skip_what_is_no_number(tmp_path):
 
 def test_best_step_is_that_of_the_best_validation(tmp_path):
     run = made_runs.plain(tmp_path / "run")
-    assert RunFiles(run).best() == ("accuracy", 0.9, 20, 2)
+    assert RunFiles(run).best()[:4] == ("accuracy", 0.9, 20, 2)
 
 
 def test_best_step_by_the_metric_whose_checkpoint_is_kept(tmp_path):
     run = made_runs.plain(tmp_path / "run", checkpoint__keep_best="val_loss")
-    assert RunFiles(run).best() == ("loss", 0.4, 20, 2)
+    assert RunFiles(run).best()[:4] == ("loss", 0.4, 20, 2)
 
 
-def test_without_validation_the_best_record_of_training_counts(tmp_path):
-    run = made_runs.slow(tmp_path / "run")
-    assert RunFiles(run).best() == ("loss", 1.0, 1, 1)
+def test_without_validation_training_counts_at_the_ends_of_epochs(tmp_path):
+    losses = {1: 0.1, 10: 0.5, 11: 0.2, 20: 0.4, 21: 0.3, 30: 0.6}  # low where an epoch begins
+    records = [made_runs.record(step, loss) for step, loss in losses.items()]
+    events = [made_runs.begin(0, 0), made_runs.event("end", 30, 30)]
+    run = RunFiles(made_runs.write(tmp_path / "run", records, events))
+    assert run.best() == ("loss", 0.4, 20, 2, "training")
+    assert "training loss 0.4000 at step 20" in "\n".join(follow.lines(run))
 
 
 def test_state_is_told_by_the_last_event_and_by_the_clock(tmp_path):
@@ -120,10 +124,10 @@ def test_scores_of_an_evaluator_are_further_validations(tmp_path):
     run = RunFiles(path)
     found = [(10, 0.5), (15, 0.15), (20, 0.4), (30, 0.45)]
     assert run.curve("validation", "loss") == found
-    assert run.best() == ("accuracy", 0.9, 20, 2)  # of its own, as its summary says
+    assert run.best()[:4] == ("accuracy", 0.9, 20, 2)  # of its own, as its summary says
     (path / "metrics.jsonl").write_text(json.dumps(made_runs.record(30, 1.0)) + "\n")
     alone = RunFiles(path)
-    assert alone.best() == ("accuracy", 0.95, 15, 2) and alone.metrics() == ["loss", "accuracy"]
+    assert alone.best()[:4] == ("accuracy", 0.95, 15, 2) and alone.metrics() == ["loss", "accuracy"]
     assert "validation 0.2" in "\n".join(follow.lines(alone))
 
 

@@ -102,6 +102,5 @@ class FirstPage:
         """Put a point on the curve where it was best, as a run of its own."""
         best = RunFiles(self._path).best()
         if best is not None:
-            name, value, step, _ = best
             self._log.events("best").forget_after(-1)  # of another best step before it
-            self._log.events("best").scalars(step, {charts.tag(name): value})
+            self._log.events("best").scalars(best.step, {charts.tag(best.name): best.value})

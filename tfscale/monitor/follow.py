@@ -3,7 +3,6 @@
 import time
 
 from tfscale.monitor.run_files import duration
-from tfscale.monitor.scores import in_words
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _BAR = 30
@@ -33,7 +32,7 @@ def lines(run, now=None, width=100):
         rows.append((name, text))
     best = run.best()
     if best is not None:
-        rows.append(("best", f"{best[0]} {in_words(best[1])} at step {best[2]}, epoch {best[3]}"))
+        rows.append(("best", f"{best.words()} at step {best.step}, epoch {best.epoch}"))
     rows.append(("speed", _speed(run)))
     seconds = [record["seconds"] for record in run.records if "seconds" in record]
     if seconds:

@@ -5,8 +5,6 @@ Pure functions of what the run's files say, which is also what `watch` and the r
 
 import io
 
-from tfscale.monitor.scores import in_words
-
 _WIDTH, _LINE, _MARGIN = 416, 25, 8  # pixels; a card of TensorBoard is so wide
 _COLOURS = {"": (90, 90, 90), "good": (30, 130, 70), "bad": (190, 30, 30)}
 _MOST_CHARACTERS = 52  # of a line
@@ -26,8 +24,7 @@ def facts(run):
     lines = [(f"{run.name}: step {run.step:,}{of}", "")]
     best = run.best()
     if best is not None:
-        name, value, step, epoch = best
-        lines.append((f"Best step: {step:,} (epoch {epoch}), {name} {in_words(value)}", "good"))
+        lines.append((f"Best step: {best.step:,} (epoch {best.epoch}), {best.words()}", "good"))
     lines += [_restarts(run), _bad_steps(run), *_slow_worker(run)]
     speed, goodput = run.last("examples_per_second"), run.last("goodput")
     if speed is not None and goodput is not None:

@@ -122,8 +122,8 @@ def _overview(runs, colours, now):
 def _best_text(best):
     if best is None:
         return ""
-    name, value, step, epoch = best
-    return f"{_text(name)} <b>{in_words(value)}</b> at step <b>{step:,}</b>, epoch {epoch}"
+    what = f"{best.split} {_text(best.name)} <b>{in_words(best.value)}</b>"
+    return f"{what} at step <b>{best.step:,}</b>, epoch {best.epoch}"
 
 
 def _happened(runs, colours):
@@ -156,9 +156,9 @@ def _curves(runs, colours):
             lines.append(svg.Line(f"{run.name} validation", validated, colour))
             marks += _marks(run, colour)
             best = run.best()
-            if best is not None and best[0] == name:
-                told = f"best step of {run.name}: {in_words(best[1])} at step {best[2]}"
-                marks.append(svg.Mark(told, best[2], colour, best[1]))
+            if best is not None and best.name == name:
+                told = f"best step of {run.name}: {best.words()} at step {best.step}"
+                marks.append(svg.Mark(told, best.step, colour, best.value))
         cards.append(_card(_text(name), svg.chart(lines, marks)))
     return f'<div class="charts">{"".join(cards)}</div>'
 

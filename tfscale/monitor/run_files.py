@@ -32,13 +32,24 @@ def find(path):
     Raises:
         ValueError: if there is none.
     """
+    check_folder(path)
     found = folders(path)
     if not found:
+        there = "has no metrics.jsonl" if pathlib.Path(path).exists() else "is not there"
         raise ValueError(
             "--run_dir must be the folder of a run, of a script or of a search, with curves in "
-            f"it. Received: {path}, which has no metrics.jsonl. Folders of runs are in runs/."
+            f"it. Received: {path}, which {there}. Folders of runs are in runs/."
         )
     return [RunFiles(path) for path in found]
+
+
+def check_folder(path):
+    """Refuse, with a ValueError, what is there and is no folder."""
+    path = pathlib.Path(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(
+            f"--run_dir must be a folder. Received: {path}, a file. Folders of runs are in runs/."
+        )
 
 
 def folders(path):
@@ -141,11 +152,10 @@ class RunFiles:
         return sorted(names, key=lambda name: (name != "loss", name))
 
     def best(self):
-        """Return `(name, value, step, epoch)` of the best step; None where there is none.
+        """Return the `scores.Best` step; None where there is none.
 
         By `checkpoint.keep_best`, or else the first metric of which it is known which way is
-        better, or else the loss; without validation it is the best record of training. The epoch
-        counts from 1.
+        better, or else the loss; without validation it is that of training at the end of an epoch.
         """
         return scores.best(self)
 

@@ -6,6 +6,7 @@ folders in which nothing says so, and knows Keras' own metrics alone.
 
 import math
 import re
+from typing import NamedTuple
 
 _HIGHER = (
     "accuracy", "acc", "auc", "precision", "recall", "f1_score", "fbeta_score", "io_u", "r2_score",
@@ -15,6 +16,28 @@ _HIGHER = (
 _LOWER = (
     "loss", "error", "crossentropy", "hinge", "kl_divergence", "logcosh", "poisson", "mae", "mse",
 )  # fmt: skip
+
+
+class Best(NamedTuple):
+    """The best step of a run.
+
+    Args:
+        name: of the metric, without "val_".
+        value: of it.
+        step: updates of the weights.
+        epoch: from 1.
+        split: "validation" or "training": which of the two it is of.
+    """
+
+    name: str
+    value: float
+    step: int
+    epoch: int
+    split: str
+
+    def words(self):
+        """Return what was best in words, without where."""
+        return f"{self.split} {self.name} {in_words(self.value)}"
 
 
 def one_number(value):
@@ -43,13 +66,14 @@ def direction_by_name(name):
 
 
 def best(run):
-    """Return `(name, value, step, epoch)` of the best step, as `RunFiles.best` says."""
+    """Return the `Best` step, as `RunFiles.best` says."""
     for name, direction in _wanted(run):
         sign, found = (1 if direction == "max" else -1), None
-        for record, value in _candidates(run, name):
-            if found is None or sign * value > sign * found[1]:
+        split, candidates = _candidates(run, name)
+        for record, value in candidates:
+            if found is None or sign * value > sign * found.value:
                 epoch = record.get("epoch", 0) + 1
-                found = (name.removeprefix("val_"), value, record["step"], epoch)
+                found = Best(name.removeprefix("val_"), value, record["step"], epoch, split)
         if found is not None:
             return found
     return None
@@ -75,17 +99,17 @@ def _wanted(run):
 
 
 def _candidates(run, name):
-    """Pairs of a record and its value: what the best is chosen from.
+    """The split, and pairs of a record and its value, that the best is chosen from.
 
-    An evaluator's validations count where the run has none of its own. Where a checkpoint is kept
-    by it, that is what the run itself has at the ends of epochs.
+    An evaluator's validations count where the run has none of its own, and no checkpoint is kept by
+    them. Of training the ends of epochs count: within an epoch it is the mean of a few batches.
     """
     is_kept, bare = name == _kept(run), name.removeprefix("val_")
     records = run.validations(with_evaluator=False) or ([] if is_kept else run.validations())
     validated = _values(records, "validation", bare)
     if name != bare or validated and not is_kept:
-        return validated
-    return _values(_ends_of_epochs(run) if is_kept else run.records, "train", bare)
+        return "validation", validated
+    return "training", _values(_ends_of_epochs(run), "train", bare)
 
 
 def _values(records, kind, name):
