@@ -23,6 +23,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tfscale import config_files, evaluate, experiment, fit
 from tfscale.cluster import ports
 from tfscale.monitor import charts, run_log
+from tfscale.monitor.run_files import RunFiles
 from tfscale.training import checkpoint as checkpoint_lib
 from tfscale.training import tested
 
@@ -583,6 +584,8 @@ def test_workers_killed_at_a_moment_end_with_the_bits_of_the_undisturbed_run(tmp
     killer.join()
     assert code == 128 + signal.SIGKILL
     assert "worker 1 failed first: signal SIGKILL" in capfd.readouterr().err
+    cause = next(text for _, text in RunFiles(killed).happened() if "fail" in text)
+    assert cause.startswith("worker 1 failed first: signal SIGKILL")
     assert not (killed / "summary.json").exists()
     assert not processes_with("tfscale.fit", str(killed))
     train(killed, *argv)

@@ -132,7 +132,8 @@ class Observation:
         found = {"goodput": files.last("goodput"), "restarts": self._story.restarts}
         found["bad_steps"] = self._story.count("bad step")
         if best is not None:
-            found["best"] = best._asdict()
+            names = ("name", "value", "step", "epoch", "split")
+            found["best"] = dict(zip(names, best, strict=True))
         if slowest is not None:
             found["slowest_worker"] = slowest.words()
         return found

@@ -168,6 +168,8 @@ class TestRestart:
         assert code == 0
         assert "worker 1 failed first: signal SIGKILL" in told
         assert "at step 57 (train, epoch 3)" in told and "worker 0" not in told
+        [failure] = map(json.loads, Path("logs/failures.jsonl").read_text().splitlines())
+        assert failure["life"] == 1 and told.startswith(f"tfscale: {failure['text']}; all of it: ")
         assert "all workers start again now (restart 1 of 3 within an hour)" in told
         assert sorted(re.findall(r"\[\d\] left.*", shown)) == [
             "[0] left well in life 2",

@@ -71,6 +71,27 @@ def restarted(path, **config):
     return write(path, records, [begin(0, 0), again, bad], **config)
 
 
+NOISE = "UnavailableError: Collective ops is aborted by: Connection reset by peer"
+KILLED = "worker 1 failed first: signal SIGKILL (from outside) at step 17 (train, epoch 2)"
+
+
+def killed(path):
+    """A run whose worker 1 was killed at step 17, with the chief's word and the launcher's."""
+    restarted(path)
+    lines = (path / "events.jsonl").read_text().splitlines(keepends=True)
+    lines.insert(1, json.dumps(event("failed", 17, 17, error=NOISE)) + "\n")
+    (path / "events.jsonl").write_text("".join(lines))
+    tell_failures(path, (19, KILLED))
+    return path
+
+
+def tell_failures(path, *failures):
+    """Leave a launcher's word in the folder of a run or of a script: pairs of seconds and text."""
+    lines = [{"time": BEGAN + seconds, "life": 1, "text": text} for seconds, text in failures]
+    (path / "logs").mkdir()
+    (path / "logs/failures.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+
+
 def slow(path, **config):
     """A run of three workers, of which number 2 waits for its input."""
     records = [record(s, 1.0, workers=times(5, 6, 12 + s % 3)) for s in range(1, 21)]

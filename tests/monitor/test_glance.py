@@ -25,6 +25,9 @@ def test_best_step_restart_and_slow_worker_are_told_in_colour(tmp_path):
     assert ("1 restart: it went on from step 10", "bad") in told
     assert ("1 bad step(s), the last was 12", "bad") in told
     assert ("64 examples/s; 50 % of the time trained", "") in told
+    told = facts(made_runs.killed(tmp_path / "killed"))
+    restart = told.index(("1 restart: it went on from step 10", "bad"))
+    assert told[restart + 1] == ("    worker 1 failed: signal SIGKILL at step 17", "bad")
     told = facts(made_runs.slow(tmp_path / "slow"))
     assert ("Slow worker: worker 2, 2.36 times the others", "bad") in told
 

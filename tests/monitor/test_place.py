@@ -16,7 +16,8 @@ def look(path):
     """What is told of a folder, and whether it has ended, long after what stands in it."""
     place = Place(path)
     place.look()
-    return place.told().removeprefix(f"{path}: "), place.has_ended()
+    told = place.told(made_runs.BEGAN + 14)  # of what it has, as long as it is new
+    return told.removeprefix(f"{path}: "), place.has_ended()
 
 
 def journal(path, *events, **identity):
@@ -50,6 +51,20 @@ def test_search_goes_on_behind_its_first_trial_until_its_journal_says_so(tmp_pat
     assert look(path)[1] is False  # no other will be asked for, and one is still running
     journal(path, *first, ("exhausted", None), max_trials=0)
     assert look(path)[1] is True
+
+
+def test_search_says_when_its_journal_or_a_trial_last_gave_a_sign_of_life(tmp_path):
+    path = tmp_path / "search"
+    journal(path, ("created", "0000"), ("started", "0000"), max_trials=2)
+    place = Place(path)
+    place.look()
+    told = f"{path}: the search goes on: 0 of 2 trial(s) ended"
+    assert place.told(made_runs.BEGAN + 14) == told
+    assert place.told(made_runs.BEGAN + 20) == f"{told}, last sign of life 20 s ago"
+    made_runs.write(path / "trials/0000", [made_runs.record(8, 1.0)], [made_runs.begin(0, 0)])
+    place.look()
+    assert place.told(made_runs.BEGAN + 20) == told
+    assert place.told(made_runs.BEGAN + 200) == f"{told}, last sign of life 3 min 12 s ago"
 
 
 def test_search_that_was_left_with_all_its_trials_is_over(tmp_path):

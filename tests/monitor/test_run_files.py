@@ -1,5 +1,6 @@
 """What is said of a run from its files alone."""
 
+import itertools
 import json
 
 import made_runs
@@ -39,6 +40,7 @@ def test_state_is_told_by_the_last_event_and_by_the_clock(tmp_path):
     assert RunFiles(made_runs.plain(tmp_path / "a")).state() == "finished"
     running = RunFiles(made_runs.restarted(tmp_path / "b"))
     assert running.state(made_runs.BEGAN + 90) == "training"
+    assert running.state(made_runs.BEGAN + 80 + 15) == "training, last sign of life 15 s ago"
     assert running.state(made_runs.BEGAN + 80 + 125) == "no sign of life for 2 min 5 s"
     left = [made_runs.begin(0, 0), made_runs.event("left", 4, 9, code=143)]
     run = RunFiles(made_runs.write(tmp_path / "c", events=left))
@@ -48,12 +50,17 @@ def test_state_is_told_by_the_last_event_and_by_the_clock(tmp_path):
 @pytest.mark.parametrize(
     ("told", "silent", "state"),
     [
-        ([(1, 30), (2, 60), (3, 90)], 80, "training"),  # a record in half a minute
+        ([(1, 30), (2, 60), (3, 90)], 10, "training"),  # a record in half a minute
+        ([(1, 30), (2, 60), (3, 90)], 29, "training, last sign of life 29 s ago"),
+        ([(1, 30), (2, 60), (3, 90)], 80, "training, last sign of life 1 min 20 s ago"),
         ([(1, 30), (2, 60), (3, 90)], 100, "no sign of life for 1 min 40 s"),
-        ([(1, 300), (2, 600), (3, 900)], 800, "training"),
-        ([(9, 9), (10, 10)], 500, "training"),  # the end of an epoch: it may validate
+        ([(1, 300), (2, 600), (3, 900)], 800, "training, last sign of life 13 min 20 s ago"),
+        ([(9, 9), (10, 10)], 14, "training"),
+        ([(9, 9), (10, 10)], 15, "training, last sign of life 15 s ago"),
+        # The end of an epoch: it may validate.
+        ([(9, 9), (10, 10)], 500, "training, last sign of life 8 min 20 s ago"),
         ([(9, 9), (10, 10)], 700, "no sign of life for 11 min 40 s"),
-        ([], 500, "starting"),  # it may trace
+        ([], 500, "starting, last sign of life 8 min 20 s ago"),  # it may trace
         ([], 700, "no sign of life for 11 min 40 s"),
     ],
 )
@@ -62,14 +69,16 @@ def test_silence_is_measured_by_the_run_itself(tmp_path, told, silent, state):
     run = RunFiles(made_runs.write(tmp_path / "run", records, [made_runs.begin(0, 0)]))
     now = made_runs.BEGAN + (told[-1][1] if told else 0) + silent
     assert run.state(now) == state
-    assert (" left" in follow.lines(run, now)[1]) == bool(told)
+    longest = max((b[1] - a[1] for a, b in itertools.pairwise(told)), default=0)
+    is_usual = silent < max(longest, 15)
+    assert (" left" in follow.lines(run, now)[1]) == (bool(told) and is_usual)
 
 
 def test_life_that_begins_again_is_not_judged_by_the_one_before(tmp_path):
     records = [made_runs.record(step, 1.0) for step in range(1, 16)]
     events = [made_runs.begin(0, 0), made_runs.begin(10, 5000)]
     run = RunFiles(made_runs.write(tmp_path / "run", records, events))
-    assert run.state(made_runs.BEGAN + 5100) == "starting"
+    assert run.state(made_runs.BEGAN + 5100).startswith("starting")
     assert run.state(made_runs.BEGAN + 5700).startswith("no sign of life")
 
 
@@ -147,6 +156,36 @@ def test_text_says_how_far_how_good_how_fast_and_what_happened(tmp_path):
     for part in ("epoch 2/3  step 15/30", " 50 %", "64 examples/s", "goodput 50 %", "1 restart(s)",
                  "1 bad step(s)", "goes on at step 10", "training 1"):  # fmt: skip
         assert part in text
+
+
+def test_cause_that_the_launcher_tells_stands_for_the_noise_of_the_chief(tmp_path):
+    run = RunFiles(made_runs.killed(tmp_path / "run"))
+    told = [text for _, text in run.happened()]
+    assert told[1] == made_runs.KILLED and told[2].startswith("restarted after a failure")
+    text = "\n".join(follow.lines(run, made_runs.BEGAN + 90, width=200))
+    assert made_runs.KILLED in text and "UnavailableError" not in text
+    (run.path / "logs/failures.jsonl").unlink()
+    run.look()
+    assert run.happened()[1][1] == f"fails at step 17: {made_runs.NOISE}"
+
+
+def test_cause_of_one_end_leaves_the_word_of_another_end(tmp_path):
+    path = made_runs.killed(tmp_path / "run")
+    with open(path / "events.jsonl", "a") as file:
+        file.write(json.dumps(made_runs.event("failed", 14, 90, error="ValueError: x")) + "\n")
+    told = [text for _, text in RunFiles(path).happened()]
+    assert told[1] == made_runs.KILLED and told[-1] == "fails at step 14: ValueError: x"
+
+
+def test_failures_of_a_script_belong_to_the_fit_that_was_under_way(tmp_path):
+    one, two = (made_runs.write(tmp_path / f"mine/fits/{n}", [], e) for n, e in (
+        (1, [made_runs.begin(0, 0), made_runs.event("end", 30, 31)]),
+        (2, [made_runs.begin(0, 40), made_runs.begin(0, 60)]),
+    ))  # fmt: skip
+    made_runs.tell_failures(tmp_path / "mine", (-5, "too early"), (50, "worker 1 failed first"))
+    assert [text for _, text in RunFiles(one).happened()][1:] == ["ends at step 30"]
+    assert RunFiles(two).happened()[1][1] == "worker 1 failed first"
+    assert [cause["text"] for cause in RunFiles(two).causes] == ["worker 1 failed first"]
 
 
 def test_text_names_the_slow_worker_and_fits_the_terminal(tmp_path):

@@ -41,6 +41,7 @@ class Outcome:
         word: of another task that has given up, where that was the cause.
         comes_again: why another life would fail as this one, such as on a full disk; "" where it
             may not.
+        cause: why a life failed, in a line; "" where another task's launcher knows that.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Outcome:
     comes_again: str = ""
     trained: bool = False
     word: Word | None = None
+    cause: str = ""
 
 
 class Life:
@@ -98,7 +100,7 @@ class Life:
         self._look_for_word = look_for_word
         self._look_again_at = 0.0
         self._word: Word | None = None
-        self._hang: tuple[tuple[int, ...], str] | None = None
+        self._hang: tuple[tuple[int, ...], str, str] | None = None
         self._selector = selectors.DefaultSelector()
 
     def watch(self) -> Outcome:
@@ -226,7 +228,8 @@ class Life:
             names = "the workers hang, and none of them more than another"
         logs = [f"worker {worker.rank}" for worker in answered]
         stacks = f" The stacks of {', '.join(logs)} are in the log." if logs else ""
-        self._hang = ranks, f"tfscale: {names}.{hang.text}{self._places(alive)}{stacks}"
+        told = f"{names}.{hang.text}"
+        self._hang = ranks, f"tfscale: {told}{self._places(alive)}{stacks}", told
         for worker, _ in found:
             worker.ask_to_end(signal.SIGKILL, 0.0)
         self._end_all([worker for worker in self._alive() if worker.rank not in ranks])
@@ -263,7 +266,8 @@ class Life:
             missing = "that task does not come back"
             return Outcome("failed", self._word.code, report, (), began, missing, word=self._word)
         if self._hang:
-            return Outcome("failed", HUNG, self._hang[1], self._hang[0], began)
+            ranks, report, told = self._hang
+            return Outcome("failed", HUNG, report, ranks, began, cause=told)
         if cause is None:
             return Outcome("done")
         if cause.asks_for_restart:
@@ -273,4 +277,6 @@ class Life:
             )
         code = cause.exit_code or next(e.exit_code for e in ends if e.is_failure)
         blamed = () if cause.lost_a_peer else (cause.rank,)
-        return Outcome("failed", code, report, blamed, began, cause.comes_again)
+        is_elsewhere = cause.lost_a_peer and not self._sees_all
+        told = "" if is_elsewhere else verdict.in_a_line(cause, ends, self._sees_all)
+        return Outcome("failed", code, report, blamed, began, cause.comes_again, cause=told)

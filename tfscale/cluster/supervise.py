@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tfscale.cluster import local, pulse
+from tfscale.cluster import causes, local, pulse
 from tfscale.cluster.crew import Crew, LocalCrew, Member, TaskCrew
 from tfscale.cluster.ended import Word
 from tfscale.cluster.environment import Cluster
@@ -58,7 +58,8 @@ def run_local_workers(
         command: program and arguments, the same for each worker; or a function from the number
             of the life, from 1, to them.
         num_workers: workers to begin with.
-        log_dir: folder that receives all output of a worker as `worker-N.log`; made if missing.
+        log_dir: folder that receives all output of a worker as `worker-N.log`, and what failed
+            as `failures.jsonl`; made if missing.
         environ: environment of the workers beside what `local.worker_environments` sets, and
             TFSCALE_LIFE and TFSCALE_LOCAL_PLACE; this process' own by default.
         stream: text stream that shows every line with the worker's rank, `[0] `; `sys.stdout` by
@@ -206,6 +207,8 @@ def _run_lives(
                 ).watch()
             if outcome.report:
                 _say(outcome.report)
+            if outcome.cause and house.log_dir:
+                causes.note(house.log_dir, number, outcome.cause)
             if outcome.kind in ("done", "stopped"):
                 return outcome.code
             pause = restarts.pause_after(outcome)

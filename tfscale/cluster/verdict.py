@@ -189,23 +189,32 @@ def report(end: End, ends: list[End], sees_all: bool = True) -> str:
         sees_all: whether these are all workers; where other launchers have others, the cause
             may be there.
     """
+    told = f"tfscale: {in_a_line(end, ends, sees_all)}"
+    if end.asks_for_restart:
+        return f"{told}."
     where = f"; all of it: {end.log}" if end.log else ""
     lines = "".join(f"\n    {line}" for line in end.lines[-_NUM_SHOWN:]) or " none"
+    whose = f"The last lines of worker {end.rank}" if end.code == 0 else "Its last lines"
+    return f"{told}{where}. {whose}:{lines}"
+
+
+def in_a_line(end: End, ends: list[End], sees_all: bool = True) -> str:
+    """Return the beginning of a `report`: who, where and why, without the last lines."""
+    who = f"worker {end.rank}"
     if end.code == 0:
         after = next(other for other in ends if other.is_failure)
         return (
-            f"tfscale: worker {end.rank} left too early: exit code 0{end.beat.place()}, while the "
-            f"others went on and lost it. Worker {after.rank} then failed: {after.reason()}{where}."
-            f" The last lines of worker {end.rank}:{lines}"
+            f"{who} left too early: exit code 0{end.beat.place()}, while the others went on and "
+            f"lost it. Worker {after.rank} then failed: {after.reason()}"
         )
     if end.asks_for_restart:
-        return f"tfscale: worker {end.rank} was asked to leave and did{end.beat.place()}."
-    if not sees_all:
-        what = "failed"
-        if end.lost_a_peer:
-            what = "lost a peer, or did not meet it; the cause is in another node's log"
-        return f"tfscale: worker {end.rank} {what}: {end.reason()}{where}. Its last lines:{lines}"
-    return f"tfscale: worker {end.rank} failed first: {end.reason()}{where}. Its last lines:{lines}"
+        return f"{who} was asked to leave and did{end.beat.place()}"
+    if sees_all:
+        return f"{who} failed first: {end.reason()}"
+    if end.lost_a_peer:
+        why = "the cause is in another node's log"
+        return f"{who} lost a peer, or did not meet it; {why}: {end.reason()}"
+    return f"{who} failed: {end.reason()}"
 
 
 def failed_to_leave(ends: list[End], at_once: bool) -> End | None:

@@ -9,7 +9,7 @@ import socket
 from absl import logging
 
 from tfscale.cluster import environment
-from tfscale.monitor import charts, pages
+from tfscale.monitor import charts, pages, story
 from tfscale.monitor.run_files import RunFiles
 
 
@@ -50,12 +50,12 @@ class FirstPage:
 
     Args:
         log: the run's `ScalarLog`.
-        story: its `Story`, of which the life has begun.
+        own_story: its `Story`, of which the life has begun.
         path: its folder.
     """
 
-    def __init__(self, log, story, path):
-        self._log, self._story, self._path = log, story, path
+    def __init__(self, log, own_story, path):
+        self._log, self._story, self._path = log, own_story, path
 
     def begin(self, step, config=None):
         """Write what is known before the first step of this life.
@@ -86,7 +86,10 @@ class FirstPage:
         self._tell_what_happened(step)
 
     def _tell_what_happened(self, step):
-        lines = [f"- {text}" for _, text in pages.happened(self._story.events)]
+        failures = story.Lines(story.failures_file(self._path), "text").read()
+        events = self._story.events
+        told = pages.happened(events, story.causes_of(events, failures))
+        lines = [f"- {text}" for _, text in told]
         self._log.events("train").text(step, "what happened", "\n".join(lines))
 
     def _mark_restart(self, step):

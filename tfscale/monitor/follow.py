@@ -21,7 +21,7 @@ def lines(run, now=None, width=100):
         Lines of text, none of them longer than `width`.
     """
     now = time.time() if now is None else now
-    rows = [("run", f"{run.state(now)}: {run.path}"), ("progress", _progress(run))]
+    rows = [("run", f"{run.state(now)}: {run.path}"), ("progress", _progress(run, now))]
     for name in run.metrics(of_several=True):
         trained, validated = run.curve("train", name), run.curve("validation", name)
         text = _curve(validated or trained)
@@ -51,7 +51,7 @@ def lines(run, now=None, width=100):
     return [f"{name:<{wide}}  {text}"[:width] for name, text in rows if text]
 
 
-def _progress(run):
+def _progress(run, now):
     steps, epochs = run.begun.get("steps_per_epoch"), run.epochs
     text = f"step {run.step:,}"
     if epochs:
@@ -62,7 +62,7 @@ def _progress(run):
     done = min(run.step / total, 1.0)
     bar = "█" * int(done * _BAR) + "░" * (_BAR - int(done * _BAR))
     text = f"{bar} {100 * done:3.0f} %  {text}/{total:,}"
-    left = run.seconds_left()
+    left = run.seconds_left(now)
     return text + (f"  about {duration(left)} left" if left and not run.is_over else "")
 
 

@@ -4,10 +4,12 @@ Pure functions of what the run's files say, which is also what `watch` and the r
 """
 
 import io
+import re
 
 _WIDTH, _LINE, _MARGIN = 416, 25, 8  # pixels; a card of TensorBoard is so wide
 _COLOURS = {"": (90, 90, 90), "good": (30, 130, 70), "bad": (190, 30, 30)}
 _MOST_CHARACTERS = 52  # of a line
+_IN_BRACKETS = re.compile(r" \([^()]*\)")
 
 
 def facts(run):
@@ -25,7 +27,7 @@ def facts(run):
     best = run.best()
     if best is not None:
         lines.append((f"Best step: {best.step:,} (epoch {best.epoch}), {best.words()}", "good"))
-    lines += [_restarts(run), _bad_steps(run), *_slow_worker(run)]
+    lines += [*_restarts(run), _bad_steps(run), *_slow_worker(run)]
     speed, goodput = run.last("examples_per_second"), run.last("goodput")
     if speed is not None and goodput is not None:
         lines.append((f"{speed:,.0f} examples/s; {100 * goodput:.0f} % of the time trained", ""))
@@ -33,12 +35,18 @@ def facts(run):
 
 
 def _restarts(run):
-    found = [event["step"] for event in run.events if event["event"] == "begin"][1:]
     if not run.restarts:
-        return "No restart", "good"
-    if run.restarts == 1:
-        return f"1 restart: it went on from step {found[-1]:,}", "bad"
-    return f"{run.restarts} restarts, the last from step {found[-1]:,}", "bad"
+        return [("No restart", "good")]
+    before, last = [event for event in run.events if event["event"] == "begin"][-2:]
+    step = f"{last['step']:,}"
+    one = f"1 restart: it went on from step {step}"
+    several = f"{run.restarts} restarts, the last from step {step}"
+    lines = [(one if run.restarts == 1 else several, "bad")]
+    why = [c["text"] for c in run.causes if before["time"] <= c["time"] <= last["time"]]
+    if why:
+        text = _IN_BRACKETS.sub("", why[-1]).replace(" failed first:", " failed:")
+        lines.append((f"    {text}", "bad"))
+    return lines
 
 
 def _bad_steps(run):

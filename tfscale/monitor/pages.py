@@ -1,5 +1,6 @@
 """Words about a run: the page of text in TensorBoard. Pure functions of plain values."""
 
+import bisect
 import shlex
 
 
@@ -52,22 +53,31 @@ def command(run_dir, strategy, num_workers, num_replicas, deterministic):
     return shlex.join(words + ["--deterministic"] * deterministic)
 
 
-def happened(events):
+def happened(events, causes=()):
     """Return what happened in a run, for people, in the order in which it did.
 
     Args:
         events: those of `story`.
+        causes: why lives failed, of `story.causes_of`. Where one is known, what the chief itself
+            said of that end, such as that it lost another worker, is left out.
 
     Returns:
         Pairs of an event and a sentence.
     """
-    found, before = [], None
+    begins = [event["time"] for event in events if event["event"] == "begin"]
+    explained = {bisect.bisect(begins, cause["time"]) for cause in causes}
+    found, before, life = [], None, 0
     for event in events:
-        text = _sentence(event, before)
+        life += event["event"] == "begin"
+        is_noise = event["event"] == "failed" and life in explained
+        text = "" if is_noise else _sentence(event, before)
         if text:
             found.append((event, text))
         before = event
-    return found
+    if not causes:
+        return found
+    found += [(cause, cause["text"]) for cause in causes]
+    return sorted(found, key=lambda pair: pair[0]["time"])
 
 
 def _sentence(event, before):

@@ -46,14 +46,20 @@ class Place:
         begun = ("config.json", "launch.json", "search.json", "journal.jsonl")
         return bool(self.runs) or any((self.path / name).exists() for name in begun)
 
-    def told(self):
-        """Return what is to be said of the whole, a line of text; "" for the folder of one run."""
+    def told(self, now=None):
+        """Return what is to be said of the whole, a line of text; "" for the folder of one run.
+
+        Args:
+            now: seconds since 1970; by default the present.
+        """
         if self._is_search:
             created, ended = self._trials()
             limit = self._most_trials()
             of = f" of {limit}" if limit else ""
-            state = "has ended" if self._search_has_ended(created, ended) else "goes on"
-            return f"{self.path}: the search {state}: {len(ended)}{of} trial(s) ended"
+            has_ended = self._search_has_ended(created, ended)
+            text = "the search has ended" if has_ended else "the search goes on"
+            quiet = "" if has_ended else self._quiet_words(time.time() if now is None else now)
+            return f"{self.path}: {text}: {len(ended)}{of} trial(s) ended{quiet}"
         if (self.path / "launch.json").exists():
             word = self._script_end()
             state = "goes on" if word is None else "has ended" if word["well"] else "has failed"
@@ -106,6 +112,12 @@ class Place:
         no_more = any(event["event"] == "exhausted" for event in self._events)
         is_full = 0 < self._most_trials() <= len(ended)
         return is_full or no_more or self._events[-1]["event"] in _NO_MORE
+
+    def _quiet_words(self, now):
+        """When the journal or a trial last gave a sign of life, where that is a while ago."""
+        signs = [event.get("time", 0) for event in self._events]
+        last = max([*signs, *(run.last_sign for run in self.runs)], default=0)
+        return run_files.quiet_words(now - last) if last else ""
 
     def _script_end(self):
         """What the script's chief has said at its end, or None."""

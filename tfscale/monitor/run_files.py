@@ -17,6 +17,7 @@ _INSIDE = ("fits", "trials")  # folders of runs in that of a script or a search
 # Without a sign of life for so long a run is called silent: within an epoch, and where it may be
 # tracing its graph, validating or saving; and for so many times its longest gap so far.
 _SILENT_SECONDS, _SILENT_BETWEEN_SECONDS, _GAPS = 60, 600, 3
+_QUIET_SECONDS = 15  # from then on its last sign of life is told, whatever it may be doing
 _MOST = 1e200  # a number whose square is infinite is not drawn
 
 
@@ -82,13 +83,15 @@ class RunFiles:
         self.name = name or _name(self.path.resolve())
         self._records = story.Lines(self.path / "metrics.jsonl", "step")
         self._events = story.Lines(self.path / "events.jsonl", "event")
+        self._failed = story.Lines(story.failures_file(self.path.absolute()), "text")
         self._scored = story.Lines(self.path / "evaluator.jsonl", "evaluator")
         self.look()
 
     def look(self):
         """Take in what is new in the files."""
         self.records, self.events = self._records.read(), self._events.read()
-        self._evaluated = self._scored.read()
+        self._evaluated, failures = self._scored.read(), self._failed.read()
+        self.causes = story.causes_of(self.events, failures)
         self.config = read_json(self.path / "config.json")
         self.summary = read_json(self.path / "summary.json")
 
@@ -194,7 +197,7 @@ class RunFiles:
 
     def happened(self):
         """Return pairs of an event and a sentence, in order."""
-        return pages.happened(self.events)
+        return pages.happened(self.events, self.causes)
 
     @property
     def step(self):
@@ -214,8 +217,16 @@ class RunFiles:
     @property
     def seconds(self):
         """Time from its beginning to the last sign of life."""
-        times = [entry["time"] for entry in (*self.events, *self.records) if "time" in entry]
+        times = self._times()
         return max(times) - min(times) if times else 0.0
+
+    @property
+    def last_sign(self):
+        """When it last gave a sign of life, in seconds since 1970; 0 where it never did."""
+        return max(self._times(), default=0)
+
+    def _times(self):
+        return [entry["time"] for entry in (*self.events, *self.records) if "time" in entry]
 
     def state(self, now=None):
         """Return how it is, in a few words.
@@ -234,7 +245,8 @@ class RunFiles:
         silent = (time.time() if now is None else now) - (signs[-1][0] if signs else 0)
         if signs and silent > self._longest_silence(signs):
             return f"no sign of life for {duration(silent)}"
-        return "training" if signs and signs[-1][2] != "begin" else "starting"
+        doing = "training" if signs and signs[-1][2] != "begin" else "starting"
+        return doing + (quiet_words(silent) if signs else "")
 
     @property
     def is_over(self):
@@ -262,14 +274,28 @@ class RunFiles:
         least = _SILENT_SECONDS if is_within else _SILENT_BETWEEN_SECONDS
         return max(least, _GAPS * max(gaps, default=0))
 
-    def seconds_left(self):
-        """Return about how long it still takes; None where that cannot be known."""
+    def seconds_left(self, now=None):
+        """Return about how long it still takes; None where that cannot be known.
+
+        Args:
+            now: seconds since 1970. When nothing has come for so long as never between two
+                records, and for 15 s, it is not known either. By default this is not looked at.
+        """
         steps, epochs, begun = self.begun.get("steps_per_epoch"), self.epochs, self.begun
         mine = [r for r in self.records if "time" in r and r["step"] > begun.get("step", 0)]
         if not steps or not epochs or len(mine) < 2 or mine[-1]["step"] == mine[0]["step"]:
             return None
+        gaps = [later["time"] - earlier["time"] for earlier, later in itertools.pairwise(mine)]
+        if now is not None and now - mine[-1]["time"] >= max(_QUIET_SECONDS, *gaps):
+            return None
         rate = (mine[-1]["time"] - mine[0]["time"]) / (mine[-1]["step"] - mine[0]["step"])
         return max(epochs * steps - self.step, 0) * rate
+
+
+def quiet_words(seconds):
+    """Return ", last sign of life 20 s ago" for so many seconds; "" for few of them."""
+    is_quiet = seconds >= _QUIET_SECONDS
+    return f", last sign of life {duration(seconds)} ago" if is_quiet else ""
 
 
 def duration(seconds):

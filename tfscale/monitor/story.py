@@ -1,13 +1,16 @@
 """The story of a run over all its lives: when each began and ended, and what went wrong.
 
 Owns `events.jsonl`, a line an event, which only grows: unlike the curves, nothing in it is taken
-back when a run goes on from a checkpoint. The chief writes it; `watch` and `report` read it.
+back when a run goes on from a checkpoint. The chief writes it; `watch` and `report` read it, and
+beside it what the launcher tells of failures.
 """
 
 import json
 import os
 import pathlib
 import time
+
+from tfscale.cluster import causes
 
 # What ends a life by itself: the time until the next one is nobody's loss.
 _GOOD_ENDS = ("end",)
@@ -83,6 +86,28 @@ class Lines:
 def has_ended(events):
     """Say whether nothing is missing in these events: the last of them is an end, or none is."""
     return not events or events[-1]["event"] in _GOOD_ENDS
+
+
+def failures_file(path):
+    """Return where the launcher tells why lives of a run failed, given the run's folder."""
+    path = pathlib.Path(path)
+    of_script = path.parent.name == "fits"
+    return (path.parent.parent if of_script else path) / "logs" / causes.FILE
+
+
+def causes_of(events, failures):
+    """Return those failures, as the launcher told them, that came while a run was under way.
+
+    Args:
+        events: of the run.
+        failures: dicts with "time" and "text"; of a script's launcher they are of all its runs.
+    """
+    found = []
+    for failure in failures:
+        before = [event for event in events if event["time"] <= failure.get("time", 0)]
+        if before and not has_ended(before):
+            found.append({"event": "cause", **failure})
+    return found
 
 
 def num_restarts(events):
