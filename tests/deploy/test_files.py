@@ -161,6 +161,7 @@ class TestBatchScripts:
             for name, text in (
                 ("srun", f'{step}echo "srun $*"; exit {code}'),
                 ("scontrol", 'echo "asks $*"'),
+                ("sleep", 'echo "waits to be ended"'),
             ):
                 (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
                 (tmp_path / name).chmod(0o755)
@@ -189,7 +190,8 @@ class TestBatchScripts:
     @pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (143, True), (1, True)])
     def test_asks_for_another_turn_where_that_may_help(self, turn, code, requeued):
         said = turn(code)
-        assert ("asks requeue 77" in said) == requeued and "--kill-on-bad-exit=0" in said
+        assert ("asks requeue 77\nwaits to be ended" in said) == requeued
+        assert "--kill-on-bad-exit=0" in said
         values = flags_of(f"fit {said.splitlines()[0].split('tfscale.fit ')[1]}")
         assert values.deterministic and values.run_dir == str(turn.run)
 
