@@ -167,7 +167,8 @@ def test_no_process_is_left_where_no_trial_comes(machine):
 def test_one_that_waits_ends_with_a_search_that_is_killed(machine):
     code = (
         "import time\nfrom tfscale.search import processes, standby\n"
-        "standby.Standbys('trial_module').prepare(processes.Slot(0))\ntime.sleep(600)\n"
+        "standby.Standbys('trial_module').prepare(processes.Slot(0))\n"
+        "time.sleep(600)\n"  # in the search's process, which is killed below
     )
     search = subprocess.Popen([sys.executable, "-c", code])
     try:
