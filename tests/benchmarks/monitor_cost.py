@@ -18,11 +18,13 @@ parser.add_argument("--rounds", type=int, default=7)
 parser.add_argument("--steps", type=int, default=1000)
 parser.add_argument("--epochs", type=int, default=4)
 parser.add_argument("--batch", type=int, default=32)
+parser.add_argument("--deterministic", action="store_true", help="with deterministic operations")
 args = parser.parse_args()
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
 
 from tfscale import models  # noqa: E402
 from tfscale.monitor.run_log import RunLog, ScalarLog  # noqa: E402
@@ -31,6 +33,8 @@ from tfscale.strategy import make_strategy  # noqa: E402
 from tfscale.training.measures import Measures  # noqa: E402
 from tfscale.training.trainer import Trainer  # noqa: E402
 
+if args.deterministic:
+    tf.config.experimental.enable_op_determinism()
 rng = np.random.default_rng(0)
 x = rng.random((args.batch * args.steps, 8, 8, 1), dtype="float32")
 y = rng.integers(0, 10, len(x))

@@ -1,6 +1,7 @@
 """A worker of two: trains without and with measures, the second time with a slow worker 1.
 
-Then it predicts a test split that worker 1 cannot read, and one that it can.
+The same again with deterministic operations, where worker 1 computes longer. Then it predicts a
+test split that worker 1 cannot read, and one that it can.
 """
 
 import itertools
@@ -13,6 +14,7 @@ strategy = make_strategy("multiworker")
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
 
 from tfscale import models  # noqa: E402
 from tfscale.data import batches  # noqa: E402
@@ -41,22 +43,44 @@ class Busy(keras.callbacks.Callback):
         self.was_free = time.monotonic()
 
 
-voted = itertools.cycle([0, 0, 1])
+own_vote, voted = Measures.vote, itertools.cycle([0, 0, 1])
 Measures.vote = lambda *_: next(voted)  # of the chief: leaves out every third execution
 
 
-def weights(run_dir, callbacks):
+class Longer(keras.layers.Layer):
+    """Gives what it gets, on worker 1 after some time."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds if rank == 1 else 0
+
+    def wait(self):
+        time.sleep(self.seconds)
+
+    def call(self, inputs):
+        with tf.control_dependencies([tf.numpy_function(self.wait, [], [])]):
+            return tf.identity(inputs)
+
+
+def weights(run_dir, callbacks, layers=(), **options):
     keras.utils.set_random_seed(0)
     with strategy.scope():
-        model = models.build("convnet", (8, 8, 1), 10, filters=(4,), dropout=0.2)
+        convnet = models.build("convnet", (8, 8, 1), 10, filters=(4,), dropout=0.2)
+        model = keras.Sequential([*layers, convnet]) if layers else convnet
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.Adam(1e-3, global_clipnorm=0.5), loss)
-    options = {"global_batch_size": 16, "epochs": 3, "steps_per_execution": 2, "verbose": 0}
-    Trainer(model, run_dir=run_dir).fit(x, y, callbacks=callbacks, **options)
+    given = {"global_batch_size": 16, "epochs": 3, "steps_per_execution": 2, "verbose": 0}
+    Trainer(model, run_dir=run_dir).fit(x, y, callbacks=callbacks, **given | options)
     return np.concatenate([np.ravel(w) for w in model.get_weights()])
 
 
 trained = {"plain": weights("", []), "observed": weights(sys.argv[1], [Busy()])}
+Measures.vote = own_vote
+tf.config.experimental.enable_op_determinism()
+for name, run_dir, seconds in ("", "", 0), ("observed ", sys.argv[2], 0.06):
+    layers = [keras.Input((8, 8, 1)), Longer(seconds)]
+    options = {"epochs": 10, "steps_per_execution": 5}
+    trained[f"{name}deterministic"] = weights(run_dir, [], layers, **options)
 
 
 class Unreadable(batches.Batches):

@@ -33,9 +33,9 @@ def test_best_step_restart_and_slow_worker_are_told_in_colour(tmp_path):
 
 
 def test_where_times_are_not_measured_the_reason_is_told(tmp_path):
-    begin = made_runs.begin(0, 0, unseen_times="deterministic operations read no clock")
+    begin = made_runs.begin(0, 0, unseen_times="steps on GPUs are seen by the profiler only")
     path = made_runs.write(tmp_path / "run", [made_runs.record(1, 1.0)], [begin])
-    told = [("Slow worker: unknown,", ""), ("deterministic operations read no clock", "")]
+    told = [("Slow worker: unknown,", ""), ("steps on GPUs are seen by the profiler only", "")]
     assert facts(path)[-2:] == told
 
 

@@ -13,10 +13,12 @@ from tfscale.testing import run_workers
 @pytest.mark.workers
 def test_looking_changes_no_bit_and_names_the_slow_worker(tmp_path):
     script = pathlib.Path(__file__).with_name("observed_worker.py")
-    results = run_workers(script, 2, args=[tmp_path / "run"], timeout_seconds=240)
+    folders = [tmp_path / "run", tmp_path / "deterministic"]
+    results = run_workers(script, 2, args=folders, timeout_seconds=240)
     for result in results:
-        np.testing.assert_array_equal(result.arrays["observed"], result.arrays["plain"])
-        np.testing.assert_array_equal(result.arrays["plain"], results[0].arrays["plain"])
+        for name, seen in {"plain": "observed", "deterministic": "observed deterministic"}.items():
+            np.testing.assert_array_equal(result.arrays[seen], result.arrays[name])
+            np.testing.assert_array_equal(result.arrays[name], results[0].arrays[name])
     [run] = find(tmp_path / "run")
     found = run.slowest()
     assert (found.worker, found.part, found.is_slow) == (1, "host", True)
@@ -27,6 +29,14 @@ def test_looking_changes_no_bit_and_names_the_slow_worker(tmp_path):
     shown_too = [path.name for path in (run.path / "tensorboard").iterdir()]
     assert {"train", "worker-0", "worker-1", "best"} <= {*shown_too}
     assert "finished" in shown and "step 60/60" in shown
+
+    # Deterministic operations have another clock, which is read in one of sixteen steps.
+    [run] = find(folders[1])
+    found = run.slowest()
+    assert (found.worker, found.part, found.is_slow) == (1, "compute", True)
+    assert 0.06 < found.seconds < 0.6
+    assert ["workers" in r for r in run.records].count(True) == 12  # of 200 steps
+
     failures = [str(result.arrays["failed"]) for result in results]  # and nobody waits
     assert failures == ["1 worker(s) cannot read the data.", "the disk of worker 1"]
     np.testing.assert_allclose(results[1].arrays["sums"], np.ones(320), rtol=1e-5)

@@ -14,7 +14,7 @@ from tfscale.training import bad_steps, own_step, probe, saving, state, turns, w
 from tfscale.training import step as step_lib
 
 NUM_VOTES = 5  # of the host, in every execution
-NUM_ASKED = 3  # what is to be measured, and how long this worker's host took before
+NUM_ASKED = 4  # what is to be measured, how long this worker's host took before, and the step
 
 
 class Functions:
@@ -127,8 +127,9 @@ class Functions:
             open_ended: the data may end at any step, a Python bool.
             bounds: the `bad_steps.Bounds` that a good step keeps; None to look at no step.
             asked: to measure the steps, an int64 vector of `NUM_ASKED`: whether the gradients of
-                the last one are due, whether their histograms are, and the nanoseconds that this
-                worker's host took since the steps before. None to measure nothing.
+                the last one are due, whether their histograms are, the nanoseconds that this
+                worker's host took since the steps before, and how many steps the run has taken.
+                None to measure nothing.
             draws: histograms may be due, a Python bool.
 
         Returns:

@@ -11,6 +11,7 @@ import numpy as np
 
 from tfscale.monitor import cadence
 from tfscale.strategy import is_deterministic
+from tfscale.training import probe
 
 PARTS = ("input", "compute", "exchange", "host")  # of a worker's step, in the graph's order
 _NORMS = ("gradient_norm", "weight_norm")
@@ -22,13 +23,11 @@ def unseen_times(devices):
     """Say why no times of workers can be measured; "" where they can.
 
     The host's clock does not see into the steps of a GPU, which run later than they are asked
-    for; and deterministic operations do not read the clock.
+    for.
 
     Args:
         devices: names of those that are trained on.
     """
-    if is_deterministic():
-        return "deterministic operations read no clock"
     if any("GPU" in device for device in devices):
         return "steps on GPUs are seen by the profiler only"
     return ""
@@ -89,6 +88,8 @@ class Measures:
         """
         if not step_seconds or not self._sees_times or not self._trace_seconds:
             return 0
+        if is_deterministic():  # no clock chooses the graph of a step
+            return 0
         every = math.ceil(COST_SECONDS / _SHARE / step_seconds)
         saved = COST_SECONDS * (1 - 1 / every) * steps_left
         if not self._has_other_graph and saved < 2 * self._trace_seconds:
@@ -119,7 +120,7 @@ class Measures:
         if not self.is_on:
             self._has_other_graph = True
             return None
-        self._asked = [self._is_due, self._draws_are_due, int(1e9 * host_seconds)]
+        self._asked = [self._is_due, self._draws_are_due, int(1e9 * host_seconds), at.step]
         self._is_due = self._draws_are_due = False
         return self._asked
 
@@ -144,6 +145,7 @@ class Measures:
         if steps and self._is_warm and self._sees_times:  # the first one waits for others to trace
             self._seconds = self._seconds + 1e-9 * results["workers"]
             self._steps += steps
+            self._readings += probe.num_readings(self._asked[3], steps)
         self._is_warm = True
 
     def take(self):
@@ -155,11 +157,13 @@ class Measures:
             one.
         """
         found = {}
-        if self._steps:
-            columns = (self._seconds / self._steps).T.tolist()
-            found["workers"] = dict(zip(PARTS, columns, strict=True))
+        if self._readings:
+            *parts, host = self._seconds.T
+            columns = [part / self._readings for part in parts] + [host / self._steps]
+            found["workers"] = {n: c.tolist() for n, c in zip(PARTS, columns, strict=True)}
+            self._seconds, self._steps, self._readings = 0.0, 0, 0
         found |= self._norms
-        self._norms, self._seconds, self._steps = {}, 0.0, 0
+        self._norms = {}
         return found
 
     def take_histograms(self):
@@ -180,8 +184,9 @@ class Measures:
         return {name: h for name, h in named.items() if np.isfinite(h[:2]).all()}
 
     def _forget(self):
-        self._seconds, self._steps, self._norms, self._histograms = 0.0, 0, {}, None
-        self._is_warm, self._looked, self._asked = False, None, [0, 0, 0]
+        self._seconds, self._steps, self._readings = 0.0, 0, 0
+        self._norms, self._histograms = {}, None
+        self._is_warm, self._looked, self._asked = False, None, [0, 0, 0, 0]
         self._sees_times, self._host_seconds = True, 0.0
         self._is_due = self._draws_are_due = False
         self.is_on, self.begins_other_graph, self._has_other_graph = True, False, False

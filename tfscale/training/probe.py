@@ -8,6 +8,7 @@ What becomes of the numbers on the host is in `measures.py`.
 import contextlib
 import functools
 import threading
+import time
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +16,9 @@ import tensorflow as tf
 from tfscale.strategy import is_deterministic
 
 BINS = 30  # of a histogram
+# Deterministic operations refuse TensorFlow's clock. Python's costs some 0.05 ms a reading, so
+# there it is read in one of so many steps: by its number, so that each run reads it in the same.
+_DETERMINISTIC_EVERY = 16
 _ZERO = np.float64(0)
 _active = threading.local()
 
@@ -25,24 +29,25 @@ class Step:
     Args:
         is_due: a bool tensor: measure the gradients of this step.
         draws: a bool tensor: make histograms of them; None where none is ever made.
+        reads: a bool tensor: read the clock; None to read it in each step.
     """
 
-    def __init__(self, is_due, draws=None):
-        self._is_due, self._draws = is_due, draws
+    def __init__(self, is_due, draws=None, reads=None):
+        self._is_due, self._draws, self._reads = is_due, draws, reads
         self.results = {}
 
     def on_replica(self):
         """Return what measures one replica's step, to be made in the replica."""
-        return Replica(self._is_due, self._draws)
+        return Replica(self._is_due, self._draws, self._reads)
 
     def begin(self):
         """Read the clock as the step begins, before it asks for its batch."""
-        self._begun = _now()
+        self._begun = _now(self._reads)
 
     def has(self, element):
         """Read the clock when the batch is there."""
         with tf.control_dependencies(_tensors(element)):
-            self._fed = _now()
+            self._fed = _now(self._reads)
 
     def end(self, results):
         """Take what the replicas of this process measured.
@@ -75,17 +80,22 @@ def watching(asked, num_steps, draws):
     """Return what makes the `Step` of each turn of a loop, given its number.
 
     Args:
-        asked: an int64 vector; whether the gradients of the last step are due, and whether their
-            histograms are, come first. None to measure nothing.
+        asked: an int64 vector: whether the gradients of the last step are due, whether their
+            histograms are, nanoseconds of the host, and the run's step before the first turn. None
+            to measure nothing.
         num_steps: an int32 scalar, the turns that the loop takes.
         draws: histograms may be due, a Python bool.
     """
     if asked is None:
         return lambda number: None
     last = [tf.where(due > 0, num_steps - 1, -1) for due in tf.unstack(asked[:2])]
+    every = steps_between_readings()
 
     def watch(number):
-        step = Step(number == last[0], number == last[1] if draws else None)
+        reads = None
+        if every > 1:
+            reads = (asked[3] + tf.cast(number, tf.int64)) % every == 0
+        step = Step(number == last[0], number == last[1] if draws else None, reads)
         step.begin()
         return step
 
@@ -105,9 +115,9 @@ def sums(measured, asked):
 
     Args:
         measured: the sum over the steps.
-        asked: as for `watching`, followed by the nanoseconds of the host.
+        asked: as for `watching`.
     """
-    return measured[3], tf.concat([tf.cast(measured[:3] * 1e9, tf.int64), asked[2:]], 0)
+    return measured[3], tf.concat([tf.cast(measured[:3] * 1e9, tf.int64), asked[2:3]], 0)
 
 
 class Replica:
@@ -116,10 +126,12 @@ class Replica:
     Args:
         is_due: as for `Step`.
         draws: as for `Step`.
+        reads: as for `Step`.
     """
 
-    def __init__(self, is_due, draws=None):
-        self._is_due, self._draws, self._context = is_due, draws, _context()
+    def __init__(self, is_due, draws=None, reads=None):
+        self._is_due, self._draws, self._reads = is_due, draws, reads
+        self._context = _context()
         self._clocks, self._seen, self.paths = [], [], []
 
     def around(self, reduce, gradients, variables, scale=None):
@@ -136,11 +148,11 @@ class Replica:
         """
         if _context() != self._context:  # a condition or a compiled part, whose tensors stay there
             return gradients if reduce is None else reduce(gradients)
-        ready = _clock_after(gradients)
+        ready = _clock_after(gradients, self._reads)
         sums, summed = gradients, ready
         if reduce is not None:
             sums = reduce(gradients)
-            summed = _clock_after(sums)
+            summed = _clock_after(sums, self._reads)
         self._clocks += [ready, summed]
         present = [(g, v) for g, v in zip(sums, variables, strict=True) if g is not None]
         self._seen += [(gradient, scale) for gradient, _ in present]
@@ -195,9 +207,26 @@ def squares(tensors):
     return 2 * tf.add_n(halves) if halves else tf.constant(0.0)
 
 
-def _now():
-    """The clock; deterministic operations refuse to read it."""
-    return tf.constant(0.0, tf.float64) if is_deterministic() else tf.timestamp()
+def steps_between_readings():
+    """Return of how many steps one reads the clock: that whose number is a multiple."""
+    return _DETERMINISTIC_EVERY if is_deterministic() else 1
+
+
+def num_readings(first, steps):
+    """Return in how many of the steps first, first + 1, ... the clock is read."""
+    every = steps_between_readings()
+    return -(-(first + steps) // every) + (-first // every)
+
+
+def _now(reads):
+    """The clock in a step that reads it; otherwise 0."""
+    if not is_deterministic():
+        return tf.timestamp()
+
+    def read():
+        return tf.ensure_shape(tf.numpy_function(time.time, [], tf.float64), [])
+
+    return read() if reads is None else tf.cond(reads, read, lambda: tf.constant(_ZERO))
 
 
 def _context():
@@ -209,9 +238,9 @@ def _tensors(nested):
     return [t for t in tf.nest.flatten(nested, expand_composites=True) if t is not None]
 
 
-def _clock_after(nested):
+def _clock_after(nested, reads):
     with tf.control_dependencies(_tensors(nested)):
-        return _now()
+        return _now(reads)
 
 
 def _dense_rows(gradient):
