@@ -18,6 +18,7 @@ import typing
 from absl import flags
 from ml_collections import config_flags
 
+from tfscale.cluster import first_process
 from tfscale.config import RunConfig
 from tfscale.config_files import (
     UsageError,
@@ -122,6 +123,7 @@ def run(main, argv):
     Returns:
         The exit code: 2 for what cannot be run, 1 for a disk that became full.
     """
+    first_process.end_at_signals()
     try:
         code = main(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfscale import models, observation, optimizers, run_folder
 from tfscale import strategy as strategy_lib
+from tfscale.cluster import shared_folder
 from tfscale.config import RunConfig
 from tfscale.config_files import check_types
 from tfscale.data import load as load_lib
@@ -153,7 +154,8 @@ class Experiment:
         [refused] = strategy_lib.sum_over_workers(strategy, [int(refusal is not None)])
         if refused:
             raise refusal or ValueError(f"The chief refused --run_dir={path}; its log says why.")
-        [blind] = strategy_lib.sum_over_workers(strategy, [int(not folder.is_visible(self.config))])
+        seen = shared_folder.is_seen(folder.path, lambda: folder.is_visible(self.config))
+        [blind] = strategy_lib.sum_over_workers(strategy, [int(not seen)])
         if blind:
             raise ValueError(
                 "--run_dir must be one folder that all workers see. Received: "

@@ -133,10 +133,12 @@ def _seed(settings, target, strategy_lib, strategy):
 def _save_fits(settings, seed, strategy_lib, strategy, ended_well):
     """Have each call of `fit` saved, and signals make them save and leave."""
     from tfscale import script_folder
+    from tfscale.cluster import shared_folder
     from tfscale.training import fits, preemption
 
     folder = script_folder.ScriptFolder(settings["run_dir"])
-    [blind] = strategy_lib.sum_over_workers(strategy, [int(not folder.is_visible(seed))])
+    seen = shared_folder.is_seen(folder.path, lambda: folder.is_visible(seed))
+    [blind] = strategy_lib.sum_over_workers(strategy, [int(not seen)])
     if blind:
         raise ValueError(
             "--run_dir must be one folder that all workers see. Received: "

@@ -230,6 +230,10 @@ def test_a_shell_in_an_allocation_is_no_cluster_and_is_told_of_srun(capsys):
     for environ in (shell, shell | {"SLURM_PROCID": "0"}):
         assert environment.resolve(environ).source == "none"
         assert slurm.without_srun(environ) == "in a Slurm job of 3 tasks, without srun"
+    # Where `salloc` starts its shell as a step of its own (LaunchParameters=use_interactive_step).
+    own = _step("n1", "1", 1, 0, SLURM_STEP_ID="4294967290")
+    assert environment.resolve(own | shell).source == "none"
+    assert slurm.without_srun(own | shell) == "in a Slurm job of 3 tasks, without srun"
     slurm.warn_without_srun(shell)
     assert "Put `srun` in front of the command" in capsys.readouterr().err
     nodes = {name: text for name, text in shell.items() if name != "SLURM_NTASKS"}

@@ -49,6 +49,7 @@ def test_without_the_variable_there_is_no_cluster():
         ("[::1]:5", None),
         ("n[1-", None),
         (",", None),
+        ("n[1-2]:[3-4]", None),
         ("a:x", None),
     ],
 )
@@ -142,6 +143,13 @@ class TestAnOpenRange:
     def test_a_task_that_says_its_rank_may_have_another_name(self):
         names = Names(t=(200, 1e9), w_1=FOR_EVER, w_2=FOR_EVER)
         assert names.tasks(self.text, own="other", TFSCALE_RANK="2").rank == 2
+
+    def test_a_name_server_that_knows_every_name_adds_no_task(self):
+        names = Names(t=FOR_EVER, w_1=FOR_EVER, w_2=FOR_EVER, w_3=FOR_EVER)
+        lookup = names.lookup
+        names.lookup = lambda address: lookup(address) or ("192.0.2.1",)
+        tasks = names.tasks(self.text, own="w_2")
+        assert (len(tasks.addresses), tasks.rank) == (5, 2)  # one of them by the wrong address
 
     def test_a_first_host_that_does_not_come_is_named(self):
         with pytest.raises(ValueError, match="must be found within 300 seconds. Received: t:2222"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tfscale.cluster import local, supervise
+from tfscale.cluster import local, spawn, supervise
 
 _HEAD = """
 import json, os, signal, subprocess, sys, time
@@ -236,6 +236,27 @@ def test_workers_end_with_a_launcher_that_is_killed(launch):
     process.kill()
     process.wait()
     _wait_until(lambda: not any(map(_is_running, pids)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_guard_stays_when_all_processes_of_a_job_are_told_to_leave(number):
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]  # until the guard ends it
+    guard = subprocess.Popen(
+        [sys.executable, spawn.__file__, "0", "0", "guard"], stdin=subprocess.PIPE, bufsize=0
+    )
+    watched = [subprocess.Popen(sleep, start_new_session=True) for _ in range(2)]
+    try:
+        guard.stdin.write(b"+%d\n=0\n" % watched[0].pid)  # to be ended now: it has begun
+        assert watched[0].wait(timeout=15) == -signal.SIGKILL
+        guard.send_signal(number)
+        guard.stdin.write(b"+%d\n" % watched[1].pid)
+        assert watched[1].wait(timeout=15) == -signal.SIGKILL
+        guard.stdin.close()
+        assert guard.wait(timeout=15) == 0
+    finally:
+        for process in (guard, *watched):
+            process.kill()
+            process.wait()
 
 
 def test_a_broken_pipe_does_not_end_the_run(launch, tmp_path):

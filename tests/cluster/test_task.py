@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tfscale import fit
-from tfscale.cluster import ports, supervise
+from tfscale.cluster import environment, ports, supervise
 
 ROOT = Path(supervise.__file__).parents[2]
 # A chief that listens at its address, and workers that connect to it; each step needs all.
@@ -187,6 +187,16 @@ def test_it_gives_up_with_the_code_of_its_own_worker(tasks, tmp_path):
     assert any("gave up after 1 restarts" in text for text in told)
     words = ("gave up after 1 restarts", "another one has given up")
     assert all(any(said in text for said in words) for text in told)
+
+
+@pytest.mark.parametrize(("is_over", "code"), [(True, 0), (False, 7)])
+def test_one_that_comes_after_the_end_ends_well(is_over, code, capfd):
+    """Its worker fails before it meets the others, who have gone."""
+    config = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
+    cluster = environment.resolve({"TF_CONFIG": json.dumps(config)})
+    command = [sys.executable, "-c", "import sys; sys.exit(7)"]
+    assert supervise.run_task(command, cluster, max_restarts=1, is_over=lambda: is_over) == code
+    assert ("this task ends with them" in capfd.readouterr().err) == is_over
 
 
 def test_the_port_of_the_last_life_is_waited_for(tasks, tmp_path):

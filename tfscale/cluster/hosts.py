@@ -86,6 +86,8 @@ def expand(text: str) -> tuple[str, ...]:
         name, colon, port = item.strip().rpartition(":")
         if not colon or "]" in port:
             name, port = item.strip(), str(_PORT)
+        if ":" in name:
+            raise _unreadable(text)
         try:
             addresses += [f"{host}:{port}" for host in slurm.expand_nodes(name)]
         except ValueError:
@@ -149,12 +151,27 @@ def _there(text: str, wait: _Wait) -> list[str]:
         if match is None:
             found += [address for address in expand(item) if wait.lookup(address)]
             continue
-        for number in itertools.count(int(match[1])):
-            address = expand(_OPEN.sub(str(number), item))[0]
-            if wait.lookup(address):
-                found.append(address)
-            elif number >= int(match[2]):
-                break
+        found += [expand(_OPEN.sub(str(number), item))[0] for number in _numbers(item, wait)]
+    return found
+
+
+def _numbers(item: str, wait: _Wait) -> list[int]:
+    """Return the numbers of an item with `[1-3+]` whose names there are now.
+
+    A name server that has an answer for every name gives the same address again, which ends the
+    range as a name without one does.
+    """
+    match = _OPEN.search(item)
+    assert match is not None
+    found: list[int] = []
+    known: set[str] = set()
+    for number in itertools.count(int(match[1])):
+        ips = set(wait.lookup(expand(_OPEN.sub(str(number), item))[0]))
+        if ips - known:
+            found.append(number)
+        elif number >= int(match[2]):
+            break
+        known |= ips
     return found
 
 
@@ -191,13 +208,9 @@ def _counted(text: str, wait: _Wait) -> str:
             _EXPECTED_SECONDS,
             lambda: all(there(number) for number in range(begin, expected + 1)),  # noqa: B023
         )
-        last = expected
-        while there(last + 1):
-            last += 1
-        while last >= begin and not there(last):
-            last -= 1
-        if last >= begin:
-            items.append(_OPEN.sub(f"[{begin}-{last}]", item))
+        numbers = _numbers(item, wait)
+        if numbers:
+            items.append(_OPEN.sub(f"[{begin}-{numbers[-1]}]", item))
     return ",".join(items)
 
 

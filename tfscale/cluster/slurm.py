@@ -11,6 +11,8 @@ import sys
 from collections.abc import Mapping
 
 _FIRST_PORT, _NUM_PORTS = 20_000, 12_000  # below the ports that Linux hands out by itself
+# Numbers of the "steps" that are the shell of `salloc` and the batch script (slurm.h).
+_NO_STEPS = ("4294967290", "4294967291")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -35,8 +37,7 @@ def step_tasks(environ: Mapping[str, str]) -> StepTasks | None:
     Raises:
         ValueError: if the variables cannot be read or contradict each other.
     """
-    in_step = "SLURM_STEP_NODELIST" in environ or "SLURM_STEP_NUM_TASKS" in environ
-    if not in_step or "SLURM_PROCID" not in environ:
+    if not _in_step(environ) or "SLURM_PROCID" not in environ:
         return None
     num_tasks = _number(environ, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
     if num_tasks == 1:
@@ -69,8 +70,7 @@ def without_srun(environ: Mapping[str, str]) -> str:
         Words such as "in a Slurm job of 4 tasks, without srun"; "" for a task of a step, in a job
         of one task, and outside of Slurm.
     """
-    in_step = "SLURM_STEP_NODELIST" in environ or "SLURM_STEP_NUM_TASKS" in environ
-    if in_step or not ("SLURM_JOB_ID" in environ or "SLURM_JOBID" in environ):
+    if _in_step(environ) or not ("SLURM_JOB_ID" in environ or "SLURM_JOBID" in environ):
         return ""
     for name, things in (("SLURM_NTASKS", "tasks"), ("SLURM_JOB_NUM_NODES", "nodes")):
         number = environ.get(name, "")
@@ -133,6 +133,13 @@ def expand_counts(text: str) -> list[int]:
             )
         counts.extend([int(match[1])] * int(match[2] or 1))
     return counts
+
+
+def _in_step(environ: Mapping[str, str]) -> bool:
+    """Say whether `srun` has started this process as a task."""
+    if environ.get("SLURM_STEP_ID") in _NO_STEPS:
+        return False
+    return "SLURM_STEP_NODELIST" in environ or "SLURM_STEP_NUM_TASKS" in environ
 
 
 def _expand_brackets(item: str, text: str) -> list[str]:

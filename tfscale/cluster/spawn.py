@@ -70,7 +70,7 @@ def _guard() -> None:
     Also at a moment that `=SECONDS` names, on the clock of `time.monotonic`, unless a later one
     is named before it comes; then whatever is added while it is past.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     groups: set[int] = set()
     until, said = math.inf, b""

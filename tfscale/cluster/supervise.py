@@ -117,6 +117,7 @@ def run_task(
     hang_timeout_seconds: float = 0.0,
     start_timeout_seconds: float = 0.0,
     grace_seconds: float = 60.0,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> int:
     """Run a command as the worker of this task of a cluster until it is done.
 
@@ -140,6 +141,8 @@ def run_task(
             that is stopped is ended after 15 seconds in any case.
         start_timeout_seconds: as for `run_local_workers`.
         grace_seconds: as for `run_local_workers`.
+        is_over: says whether the work is done, asked when the worker has failed before it met
+            the others: they may have come to the end without it, and then this is the end too.
 
     Returns:
         As `run_local_workers`, for this worker alone.
@@ -159,6 +162,7 @@ def run_task(
         hang_timeout_seconds=hang_timeout_seconds,
         start_timeout_seconds=start_timeout_seconds,
         grace_seconds=grace_seconds,
+        is_over=is_over,
     )
 
 
@@ -174,6 +178,7 @@ def _run_lives(
     hang_timeout_seconds: float,
     start_timeout_seconds: float,
     grace_seconds: float,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> int:
     """Run one life after the other; return the exit code of the last one."""
     make_command = command if callable(command) else lambda life: command
@@ -211,6 +216,10 @@ def _run_lives(
                 causes.note(house.log_dir, number, outcome.cause)
             if outcome.kind in ("done", "stopped"):
                 return outcome.code
+            came_alone = outcome.kind == "failed" and not (outcome.began or outcome.comes_again)
+            if came_alone and is_over():
+                _say("the others have come to the end of the run, and this task ends with them.")
+                return 0
             pause = restarts.pause_after(outcome)
             if pause is None:
                 if max_restarts:

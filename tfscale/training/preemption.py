@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-from tfscale.cluster import pulse
+from tfscale.cluster import first_process, pulse
 
 ASKS_FOR_RESTART, INTERRUPTED = 143, 130
 _CODES = {
@@ -81,7 +81,7 @@ def heard_in_loop():
     own = _heard.before is None and threading.current_thread() is threading.main_thread()
     before = {}
     if own:
-        usual = (signal.SIG_DFL, signal.default_int_handler)
+        usual = (signal.SIG_DFL, signal.default_int_handler, first_process.leave)
         taken = [number for number in _CODES if signal.getsignal(number) in usual]
         before = {number: signal.signal(number, _hear) for number in taken}
         pulse.promise_to_save()
