@@ -182,7 +182,9 @@ class Experiment:
             "train": {name: v for name, v in last.items() if not name.startswith("val_")},
             "steps": at.step,
             "epochs": at.epoch,
-            "examples_per_second": round(at.timed_examples / at.timed_seconds, 1)
+            "examples_per_second": round(
+                at.timed_examples / (at.timed_seconds + at.between_seconds), 1
+            )
             if at.timed_seconds
             else None,
             "wall_seconds": round(at.wall_seconds, 2),

@@ -1,7 +1,7 @@
 """A worker of two: trains without and with measures, the second time with a slow worker 1.
 
-The same again with deterministic operations, where worker 1 computes longer. Then it predicts a
-test split that worker 1 cannot read, and one that it can.
+The same again with synchronized normalization, and then with deterministic operations, where worker
+1 computes longer. Then it predicts a test split that worker 1 cannot read, and one that it can.
 """
 
 import itertools
@@ -62,11 +62,12 @@ class Longer(keras.layers.Layer):
             return tf.identity(inputs)
 
 
-def weights(run_dir, callbacks, layers=(), **options):
+def weights(run_dir, callbacks, layers=lambda: (), **options):
     keras.utils.set_random_seed(0)
     with strategy.scope():
         convnet = models.build("convnet", (8, 8, 1), 10, filters=(4,), dropout=0.2)
-        model = keras.Sequential([*layers, convnet]) if layers else convnet
+        before = layers()
+        model = keras.Sequential([*before, convnet]) if before else convnet
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.Adam(1e-3, global_clipnorm=0.5), loss)
     given = {"global_batch_size": 16, "epochs": 3, "steps_per_execution": 2, "verbose": 0}
@@ -74,13 +75,22 @@ def weights(run_dir, callbacks, layers=(), **options):
     return np.concatenate([np.ravel(w) for w in model.get_weights()])
 
 
+options = {"epochs": 3, "steps_per_execution": 5}
 trained = {"plain": weights("", []), "observed": weights(sys.argv[1], [Busy()])}
 Measures.vote = own_vote
+for name, run_dir, seconds in ("", "", 0), ("observed ", sys.argv[3], 0.03):
+    options["layers"] = lambda s=seconds: [
+        *(keras.Input((8, 8, 1)), Longer(s)),
+        keras.layers.BatchNormalization(synchronized=True),
+        Longer(s),
+        keras.layers.BatchNormalization(synchronized=True),
+    ]
+    trained[f"{name}synchronized"] = weights(run_dir, [], **options)
 tf.config.experimental.enable_op_determinism()
 for name, run_dir, seconds in ("", "", 0), ("observed ", sys.argv[2], 0.06):
-    layers = [keras.Input((8, 8, 1)), Longer(seconds)]
     options = {"epochs": 10, "steps_per_execution": 5}
-    trained[f"{name}deterministic"] = weights(run_dir, [], layers, **options)
+    options["layers"] = lambda s=seconds: [keras.Input((8, 8, 1)), Longer(s)]
+    trained[f"{name}deterministic"] = weights(run_dir, [], **options)
 
 
 class Unreadable(batches.Batches):

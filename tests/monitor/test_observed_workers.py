@@ -13,10 +13,11 @@ from tfscale.testing import run_workers
 @pytest.mark.workers
 def test_looking_changes_no_bit_and_names_the_slow_worker(tmp_path):
     script = pathlib.Path(__file__).with_name("observed_worker.py")
-    folders = [tmp_path / "run", tmp_path / "deterministic"]
+    folders = [tmp_path / "run", tmp_path / "deterministic", tmp_path / "synchronized"]
     results = run_workers(script, 2, args=folders, timeout_seconds=240)
     for result in results:
-        for name, seen in {"plain": "observed", "deterministic": "observed deterministic"}.items():
+        for name in ("plain", "synchronized", "deterministic"):
+            seen = "observed" if name == "plain" else f"observed {name}"
             np.testing.assert_array_equal(result.arrays[seen], result.arrays[name])
             np.testing.assert_array_equal(result.arrays[name], results[0].arrays[name])
     [run] = find(tmp_path / "run")
@@ -36,6 +37,12 @@ def test_looking_changes_no_bit_and_names_the_slow_worker(tmp_path):
     assert (found.worker, found.part, found.is_slow) == (1, "compute", True)
     assert 0.06 < found.seconds < 0.6
     assert ["workers" in r for r in run.records].count(True) == 12  # of 200 steps
+
+    # On the way to its gradients a worker waits for others, in what is summed for normalization.
+    [run] = find(folders[2])
+    found = run.slowest()
+    assert (found.worker, found.part, found.is_slow) == (1, "compute", True)
+    assert 0.06 < found.seconds < 0.6 and found.others > 2
 
     failures = [str(result.arrays["failed"]) for result in results]  # and nobody waits
     assert failures == ["1 worker(s) cannot read the data.", "the disk of worker 1"]

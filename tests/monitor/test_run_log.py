@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from tfscale.monitor import cadence, workers
+from tfscale.monitor import cadence, run_log, workers
 from tfscale.monitor.event_file import EventFile
 from tfscale.monitor.run_log import RunLog, ScalarLog
 from tfscale.monitor.story import Story
@@ -233,6 +233,7 @@ class Measured:
 
 def test_measures_and_the_story_stand_beside_the_numbers(path, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "RECENT_SECONDS", 0)
+    monkeypatch.setattr(run_log, "_GLANCE_SHARE", 1e9)  # it looks however long that takes
     log, story = ScalarLog(path, tmp_path / "tensorboard"), Story(tmp_path / "events.jsonl")
     story.begin(0)
     progress = Progress()

@@ -3,6 +3,7 @@
 import random
 
 import made_runs
+import numpy as np
 import pytest
 
 from tfscale.monitor import workers
@@ -17,6 +18,7 @@ def slowest(all_times, seconds=1.0):
 
 def test_parts_of_a_step_add_up():
     found = workers.split(made_runs.times(5, 9), 0.012)
+    assert workers.split(made_runs.times(5, 9), 0.012, 0.0001)["wait"] == found["wait"] + 0.0001
     assert tuple(found) == ("input", "compute", "reduction", "wait", "host", "other")
     assert sum(found.values()) == pytest.approx(0.012)
     assert found["reduction"] == pytest.approx(0.001)
@@ -62,14 +64,14 @@ def test_worker_that_was_fast_before_is_slow_by_its_own_measure():
     assert found.own_best == pytest.approx(found.seconds / 0.005)
 
 
-@pytest.mark.parametrize(("seconds", "is_slow"), [(1.0, True), (0.25, False)])
-def test_worker_that_is_slow_since_a_while_is_named_now(seconds, is_slow):
-    """Twenty records at the end of three hundred: of 20 s that is told, of 5 s it is not."""
-    records = [made_runs.times(5.1, 5)] * 280 + [made_runs.times(5, 10)] * 20
-    found = slowest(records, seconds)
+@pytest.mark.parametrize(("number", "is_slow"), [(20, True), (8, False)])
+def test_worker_that_is_slow_since_a_while_is_named_now(number, is_slow):
+    """The last of three hundred records: of 5 s that is told, of 2 s it is not."""
+    records = [made_runs.times(5.1, 5)] * (300 - number) + [made_runs.times(5, 10)] * number
+    found = slowest(records, 0.25)
     assert found.is_slow == is_slow
     if is_slow:
-        assert found.worker == 1 and found.words().startswith("Worker 1 is now slow: 10 ms")
+        assert found.worker == 1 and found.words().startswith("Worker 1 is now slow: 7.37 ms")
 
 
 def test_of_a_long_run_all_parts_count():
@@ -84,6 +86,28 @@ def test_slow_worker_is_named_although_a_few_records_are_far_off():
     records[3], records[9] = made_runs.times(5, 9000), made_runs.times(20, 12)
     found = slowest(records)
     assert (found.worker, found.is_slow) == (1, True)
+
+
+def test_worker_that_is_throttled_a_third_of_the_time_is_slow():
+    """As by a container's share of processor time: most of its records are as short as others."""
+    draw = random.Random(0)
+    records = [
+        made_runs.times(draw.uniform(4, 6), draw.uniform(4, 6) + 10 * (draw.random() < 1 / 3))
+        for _ in range(60)
+    ]
+    found = slowest(records)
+    assert (found.worker, found.is_slow) == (1, True)
+    few = slowest(records[:8])
+    assert few.seems_slow and not few.is_slow
+    assert few.words().startswith("It is not sure that worker 1 is slow: ")
+
+
+def test_errors_are_those_of_a_mean_without_the_ends():
+    """Of 40 numbers two are cut off at each end; the deviation has the next ones in their place."""
+    numbers = [1e6, -1e6, 5e5, -5e5] + [float(i) for i in range(36)]
+    ordered = np.array([0.0] * 2 + sorted(numbers)[2:-2] + [35.0] * 2)
+    expected = 17.5 / (ordered.std(ddof=1) / (0.9 * np.sqrt(40)))
+    assert workers.errors_of_mean(numbers) == pytest.approx(expected)
 
 
 def test_a_few_long_waits_make_nobody_slow():

@@ -50,6 +50,23 @@ def test_bar_is_drawn_in_its_place_and_stays_for_each_epoch(capsys):
     assert all(len(line) < 80 for line in drawn)
 
 
+def test_speed_is_that_of_the_last_seconds_with_what_is_between():
+    """A short last execution of an epoch, or a long one, says little by itself."""
+    at = progress_lib.Progress()
+    at.advance(10, 640, 9.0)  # traces
+    assert at.recent.examples_per_second is None
+    for _ in range(20):
+        at.advance(10, 640, 0.3, 0.1)
+        at.advance(1, 8, 0.3, 0.3)
+    assert at.recent.examples_per_second == pytest.approx(648)
+    assert at.recent.step_seconds == pytest.approx(1 / 11)
+    assert (at.timed_steps, at.taken_steps, at.step_seconds) == (220, 230, 0.3)
+    assert (at.timed_seconds, at.between_seconds) == pytest.approx((12, 8))
+    for _ in range(20):  # ten seconds later nothing is left of those
+        at.advance(10, 100, 0.5)
+    assert at.recent.examples_per_second == pytest.approx(200)
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.4, "0:00"), (61, "1:01"), (3_599.6, "1:00:00"), (36_610, "10:10:10")]
 )

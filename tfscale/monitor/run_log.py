@@ -159,6 +159,11 @@ class ScalarLog:
         for file in files:
             file.forget_after(step)
 
+    def last(self, name):
+        """Return a fact of the last record that has it, of this and earlier lives; or None."""
+        found = [record[name] for record in story.read(self._path) if name in record]
+        return found[-1] if found else None
+
     def note(self, kind, step, values, **facts):
         """Write one record as a line of JSON alone, and return it; arguments as for `write`."""
         record = {"step": step, **facts, "time": round(time.time(), 3), kind: values}
@@ -226,7 +231,10 @@ class RunLog(keras.callbacks.Callback):
         self._measures, self._story, self._update_bytes = measures, story, update_bytes
         self._last_step = progress.step
         self._measured = collections.deque(maxlen=_REMEMBERED)  # of each worker
-        self._looked, self._told = time.time(), None  # when; and the slow one last told of
+        self._looks_at = time.time() + workers.RECENT_SECONDS  # for a slow one
+        self._told = None  # the slow one last told of
+        self._timed = (0, 0.0)  # steps and seconds, up to the last record
+        self._bytes_before = None  # sent in earlier lives
         self._is_laid_out = False
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -274,9 +282,9 @@ class RunLog(keras.callbacks.Callback):
             names = sorted(logs or {}, key=lambda name: name != "loss")
             self._log.lay_out(names, self._story.begun)
         values = dict(logs or {}, learning_rate=at.learning_rate)
-        if at.step_seconds:
-            values["step_seconds"] = at.step_seconds
-            values["examples_per_second"] = at.examples_per_second
+        if at.recent.step_seconds:
+            values["step_seconds"] = at.recent.step_seconds
+            values["examples_per_second"] = at.recent.examples_per_second
         self._log.write("train", at.step, values, epoch=at.epoch, **self._facts())
 
     def _facts(self):
@@ -284,26 +292,37 @@ class RunLog(keras.callbacks.Callback):
         at, found = self._progress, {}
         if self._measures is not None:
             found = self._measures.take()
-            if "workers" in found and at.step_seconds:
-                found["seconds"] = workers.split(found["workers"], at.step_seconds)
+            waited, step_seconds = found.pop("waited", 0.0), self._step_seconds()
+            if "workers" in found and step_seconds:
+                found["seconds"] = workers.split(found["workers"], step_seconds, waited)
                 self._look_for_slow(found["workers"])
             self._draw_histograms()
         if self._update_bytes:
-            found["bytes_sent"] = self._update_bytes * at.step
+            if self._bytes_before is None:
+                self._bytes_before = self._log.last("bytes_sent") or 0
+            found["bytes_sent"] = self._bytes_before + self._update_bytes * at.taken_steps
         if self._story is not None:
             found["goodput"] = round(self._story.goodput(at.timed_seconds), 4)
             found["restarts"] = self._story.restarts
             found["bad_steps"] = self._story.count("bad step")
         return found
 
+    def _step_seconds(self):
+        """The length of a step since the last record, as timed; None where none was."""
+        at, before = self._progress, self._timed
+        self._timed = (at.timed_steps, at.timed_seconds + at.between_seconds)
+        steps, seconds = (now - then for now, then in zip(self._timed, before, strict=True))
+        return seconds / steps if steps > 0 and seconds > 0 else None  # less after going back
+
     def _look_for_slow(self, times):
         """Tell, once for each worker, of one that the others have waited for in this life."""
         now = time.time()
         self._measured.append({"time": now, "workers": times})
-        if self._story is None or now - self._looked < workers.RECENT_SECONDS:
+        if self._story is None or now < self._looks_at:
             return
-        self._looked = now
         found = workers.slowest(list(self._measured))
+        took = time.time() - now  # with many workers and records this is not nothing
+        self._looks_at = now + max(workers.RECENT_SECONDS, took / _GLANCE_SHARE)
         if found and found.is_slow and found.worker != self._told:
             self._told = found.worker
             self._story.tell(

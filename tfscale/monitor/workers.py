@@ -7,13 +7,15 @@ what the reduction itself takes.
 """
 
 import dataclasses
+import math
 import statistics
 
 PARTS = ("input", "compute", "reduction", "wait", "host", "other")
 SLOW = 1.25  # times the others, from when on a worker is called slow
-_BEHIND = 1.1  # times the others, from when on it is behind them in one record
 _LEAST_SECONDS = 5e-4  # that a slow worker costs in a step, for a word about it
-_SURE = 3.0  # standard errors above one half of the records, because chance makes one last
+_BEHIND = 1.1  # times the others, from when on it is behind them in one record
+_SURE = 3.0  # standard errors by which it is behind the others, because chance makes one last
+_FEWEST_RECORDS = 9  # that say so
 _MOST_RECORDS = 1000  # that are looked at, of those of a run
 RECENT_RECORDS, RECENT_SECONDS = 20, 10  # so many at least, and so long, say how it is now
 _LEFT_OUT = 20  # of so many records the one with the longest time does not count
@@ -29,8 +31,7 @@ class Slowest:
         others: times the median of the other workers.
         own_best: times its own best.
         part: what it has most more of than the others: "input", "compute" or "host".
-        errors: standard errors by which the records in which it is behind the others are more
-            than half of them. A count, so that a few long waits neither hide it nor make it.
+        errors: standard errors by which it is behind the others, record by record.
         is_recent: only the last records were looked at.
     """
 
@@ -43,10 +44,15 @@ class Slowest:
     is_recent: bool = False
 
     @property
+    def seems_slow(self):
+        """Whether it takes so much longer that the others wait for it, be it by chance."""
+        extra = self.seconds * (1 - 1 / self.others)
+        return self.others >= SLOW and extra >= _LEAST_SECONDS
+
+    @property
     def is_slow(self):
         """Whether the others wait for it in a way worth a word."""
-        extra = self.seconds * (1 - 1 / self.others)
-        return self.others >= SLOW and extra >= _LEAST_SECONDS and self.errors >= _SURE
+        return self.seems_slow and self.errors >= _SURE
 
     @property
     def reason(self):
@@ -63,6 +69,8 @@ class Slowest:
             f"{1e3 * self.seconds:.3g} ms a step before the reduction, {self.others:.2f} times "
             f"the others, {self.own_best:.2f} times its own best"
         )
+        if self.seems_slow and not self.is_slow:
+            return f"It is not sure that worker {self.worker} is slow: {numbers}, but not steadily."
         if not self.is_slow:
             return f"No worker is slow: worker {self.worker} needs most, {numbers}."
         now = "now " if self.is_recent else ""
@@ -88,22 +96,23 @@ def _own(times):
     return times["input"], times["compute"], times["host"]
 
 
-def split(times, step_seconds):
+def split(times, step_seconds, waited_seconds=0.0):
     """Return where a step's time goes, by `PARTS`: means over the workers, seconds a step.
 
     Args:
         times: as for `before_reduction`.
-        step_seconds: the length of a step, without what the host does between executions.
+        step_seconds: the length of a step, with what the host does between executions.
+        waited_seconds: a step, between executions, for the other workers.
     """
     reduction = min(times["exchange"])
     found = {
         "input": statistics.fmean(times["input"]),
         "compute": statistics.fmean(times["compute"]),
         "reduction": reduction,
-        "wait": statistics.fmean(times["exchange"]) - reduction,
+        "wait": statistics.fmean(times["exchange"]) - reduction + waited_seconds,
+        "host": statistics.fmean(times["host"]),
     }
-    other = max(step_seconds - sum(found.values()), 0.0)
-    return {**found, "host": statistics.fmean(times["host"]), "other": other}
+    return {**found, "other": max(step_seconds - sum(found.values()), 0.0)}
 
 
 def slowest(records):
@@ -141,18 +150,47 @@ def _slowest(times, all_times):
     worker = max(range(len(means)), key=means.__getitem__)
     rest = statistics.median(m for w, m in enumerate(means) if w != worker)
     best = min(before_reduction(one)[worker] for one in all_times)
-    num_behind = sum(
-        row[worker] > _BEHIND * statistics.median(t for w, t in enumerate(row) if w != worker)
+    pairs = [
+        (row[worker], statistics.median(t for w, t in enumerate(row) if w != worker))
         for row in rows
-    )
+    ]
     return Slowest(
         worker,
         means[worker],
         means[worker] / rest if rest else float("inf"),
         means[worker] / best if best else 1.0,
         _part(times, worker),
-        (2 * num_behind - len(rows)) / len(rows) ** 0.5,
+        _errors(pairs),
     )
+
+
+def _errors(pairs):
+    """Standard errors by which a worker is behind the others, in pairs of its seconds and theirs.
+
+    By the records in which it is behind, against half of them, which finds one that is slow in most
+    of them, however unevenly; or by its mean, which finds one that is throttled now and then.
+    """
+    if len(pairs) < _FEWEST_RECORDS:
+        return 0.0
+    num_behind = sum(own > _BEHIND * others for own, others in pairs)
+    by_number = (2 * num_behind - len(pairs)) / len(pairs) ** 0.5
+    return max(by_number, errors_of_mean([own - others for own, others in pairs]))
+
+
+def errors_of_mean(values):
+    """Return how many standard errors values are above 0, without those that are far off.
+
+    The trimmed mean over the winsorized deviation (J. Tukey and D. McLaughlin, Sankhya A 25, 1963):
+    few long waits neither hide a slow worker nor make one.
+    """
+    number = len(values)
+    ordered, cut = sorted(values), number // _LEFT_OUT
+    inner = ordered[cut : number - cut]
+    trimmed = statistics.fmean(inner)
+    deviation = statistics.stdev([inner[0]] * cut + inner + [inner[-1]] * cut)
+    if not deviation:
+        return math.copysign(math.inf, trimmed)
+    return len(inner) / number * number**0.5 * trimmed / deviation
 
 
 def mean(values):

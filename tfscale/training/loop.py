@@ -118,7 +118,7 @@ class Loop(scorer.Scorer):
         iterator = run.iterator(self.shard, at)
         # A restored epoch may have its validation left only.
         logs = self._logs(self._functions.metrics(True)) if at.position else {}
-        taken, k, code, ended = 0, 0, 0, False
+        taken, k, code, ended, looked = 0, 0, 0, False, None
         stops = self.is_true_somewhere(self.model.stop_training)  # before a step, as Keras may
         options = self._options(run, run.measures and [0] * functions_lib.NUM_ASKED)
         while at.position != run.steps_in_epoch(at) and not run.stopped:
@@ -128,7 +128,9 @@ class Loop(scorer.Scorer):
             k = run.next_steps(at, 1 if stops else most)
             run.callbacks.on_train_batch_begin(at.position)
             began = time.perf_counter()
+            between = began - looked if looked else 0.0
             taken, examples, chosen, votes = self._take_steps(run, iterator, k)
+            looked = time.perf_counter()
             if run.health.goes_back:
                 self._go_back(run)
                 return
@@ -136,7 +138,7 @@ class Loop(scorer.Scorer):
                 logs = chosen
             if taken:
                 if examples:
-                    at.advance(taken, examples, time.perf_counter() - began)
+                    at.advance(taken, examples, looked - began, between)
                 else:  # left out, which says nothing about the length of a step
                     at.advance_to(taken)
                 pulse.beat(at.step, "train", at.epoch)
@@ -150,7 +152,10 @@ class Loop(scorer.Scorer):
                 break
             if run.health.compares(at):
                 self._compare_weights(run)
+            waits_from = time.perf_counter()
             run.stopped = votes[0] > 0 or self._all_stop(run)
+            if run.measures is not None:
+                run.measures.waited(time.perf_counter() - waits_from)
             code = preemption.exit_code(votes[3]) if run.saver.saves else 0
             if code:
                 self._save_and_leave(run, code)

@@ -55,6 +55,8 @@ class Step:
         `results` are then a dict of tensors: `measured`, float64 of shape (4,): seconds of
         waiting for the batch, from there to the gradients, from there to their sums; and the
         norm of the gradients, 0 where it was not due; and `histograms`, where those are made.
+        Sums over workers on the way to the gradients, such as those of a synchronized
+        normalization, count with the sums of the gradients: there a worker waits for the others.
         Few operations, because each costs in every step.
 
         Args:
@@ -62,6 +64,7 @@ class Step:
         """
         clocks = [result.pop("clocks") for result in results]
         clocks = [functools.reduce(tf.maximum, one) for one in zip(*clocks, strict=True)]
+        waits = [result.pop("waits") for result in results]
         first = results[0]
         norm = first.pop("norm")
         if len(clocks) == 2:  # the step has one optimizer
@@ -73,6 +76,10 @@ class Step:
             parts = zip([self._fed, *summed], ready, strict=False)
             compute = sum((r - before for before, r in parts), _ZERO)
             measured = tf.stack([self._fed - self._begun, compute, exchange, norm])
+        if all(waits):
+            waited = functools.reduce(tf.minimum, [tf.add_n(one) for one in waits])
+            waited = tf.minimum(waited, measured[1])
+            measured += tf.stack([_ZERO, -waited, waited, _ZERO])
         self.results = {**first, "measured": measured}
 
 
@@ -133,6 +140,7 @@ class Replica:
         self._is_due, self._draws, self._reads = is_due, draws, reads
         self._context = _context()
         self._clocks, self._seen, self.paths = [], [], []
+        self._waits, self._is_reducing = [], False
 
     def around(self, reduce, gradients, variables, scale=None):
         """Reduce gradients, and see when they were there and when their sums were.
@@ -151,7 +159,9 @@ class Replica:
         ready = _clock_after(gradients, self._reads)
         sums, summed = gradients, ready
         if reduce is not None:
+            self._is_reducing = True
             sums = reduce(gradients)
+            self._is_reducing = False
             summed = _clock_after(sums, self._reads)
         self._clocks += [ready, summed]
         present = [(g, v) for g, v in zip(sums, variables, strict=True) if g is not None]
@@ -159,10 +169,35 @@ class Replica:
         self.paths += [variable.path for _, variable in present]
         return sums
 
+    @contextlib.contextmanager
+    def seeing_sums(self):
+        """Inside, what the step sums over the workers before its gradients is measured too."""
+        context = tf.distribute.get_replica_context()
+        if not isinstance(context.strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            yield
+            return
+        sum_up = context.all_reduce
+
+        def all_reduce(reduce_op, value, options=None):
+            if self._is_reducing or _context() != self._context:
+                return sum_up(reduce_op, value, options)
+            before = _clock_after(value, self._reads)
+            found = sum_up(reduce_op, value, options)
+            self._waits.append(_clock_after(found, self._reads) - before)
+            return found
+
+        # Of this context alone, which is of this step: gradients of such sums come here as well.
+        context.all_reduce = all_reduce
+        try:
+            yield
+        finally:
+            del context.all_reduce
+
     def results(self):
         """Return the measured numbers, a dict of tensors for `Step.end`."""
         seen, self._seen = self._seen, []
-        found = {"clocks": self._clocks, "norm": tf.constant(0.0, tf.float64)}
+        found = {"clocks": self._clocks, "waits": self._waits}
+        found["norm"] = tf.constant(0.0, tf.float64)
         if seen:
             nothing = found["norm"]
             found["norm"] = tf.cond(self._is_due, lambda: _norm(seen), lambda: nothing)
@@ -187,7 +222,8 @@ def measuring(replica):
     """Inside, the calling thread's step is measured by a `Replica`; by none with None."""
     previous, _active.replica = current(), replica
     try:
-        yield
+        with contextlib.nullcontext() if replica is None else replica.seeing_sums():
+            yield
     finally:
         _active.replica = previous
 

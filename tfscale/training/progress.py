@@ -1,5 +1,6 @@
 """Where a run is, and what says so to a person: a bar on a terminal, lines elsewhere."""
 
+import collections
 import dataclasses
 import shutil
 import sys
@@ -20,9 +21,13 @@ class Progress:
         timed_examples: those of executions that were timed: not the first of a life, which
             traces the graph.
         timed_seconds: the time they took.
+        between_seconds: the time between them, within epochs: callbacks, and waiting for those of
+            other workers.
+        timed_steps: steps of this life that were timed.
+        taken_steps: steps that this life has taken, those that it took again included.
         earlier_seconds: wall time of the run's earlier lives.
-        step_seconds: length of a step in the last timed execution.
-        examples_per_second: in the last timed execution, over all workers.
+        step_seconds: length of a step in the last timed execution, without what is between.
+        recent: how fast timed steps are now.
         learning_rate: of the next step.
         began: when this life began, on the monotonic clock.
     """
@@ -33,12 +38,15 @@ class Progress:
     examples: int = 0
     timed_examples: int = 0
     timed_seconds: float = 0.0
+    between_seconds: float = 0.0
+    timed_steps: int = 0
+    taken_steps: int = 0
     earlier_seconds: float = 0.0
     step_seconds: float | None = None
-    examples_per_second: float | None = None
     learning_rate: float = 0.0
     began: float = dataclasses.field(default_factory=time.monotonic)
     is_traced: bool = False
+    recent: "Recent" = dataclasses.field(default_factory=lambda: Recent())
 
     @property
     def wall_seconds(self):
@@ -49,22 +57,26 @@ class Progress:
         """Begin a life at the first position of an epoch."""
         vars(self).update(vars(Progress(epoch=epoch, step=step)))
 
-    def advance(self, steps, examples, seconds):
+    def advance(self, steps, examples, seconds, between_seconds=0.0):
         """Note that steps were taken.
 
         Args:
             steps: how many.
             examples: in their global batches.
             seconds: the time they took.
+            between_seconds: the time since the steps before, in the same epoch.
         """
         self.position += steps
         self.step += steps
+        self.taken_steps += steps
         self.examples += examples
         if self.is_traced:
+            self.timed_steps += steps
             self.timed_examples += examples
             self.timed_seconds += seconds
+            self.between_seconds += between_seconds
             self.step_seconds = seconds / steps
-            self.examples_per_second = examples / seconds
+            self.recent.add(steps, examples, seconds + between_seconds)
         self.is_traced = True
 
     def advance_to(self, position):
@@ -79,7 +91,8 @@ class Progress:
 
     def to_save(self):
         """Return what a later life needs to go on."""
-        names = ("epoch", "position", "step", "examples", "timed_examples", "timed_seconds")
+        names = ("epoch", "position", "step", "examples")
+        names += ("timed_examples", "timed_seconds", "between_seconds")
         return {name: getattr(self, name) for name in names} | {"wall_seconds": self.wall_seconds}
 
     def go_on_from(self, saved):
@@ -87,6 +100,37 @@ class Progress:
         self.earlier_seconds = saved["wall_seconds"]
         for name in saved.keys() - {"wall_seconds"}:
             setattr(self, name, saved[name])
+
+
+class Recent:
+    """How fast steps are: over the last seconds, as single executions differ too much."""
+
+    def __init__(self):
+        self._executions = collections.deque()
+        self._steps, self._examples, self._seconds = 0, 0, 0.0
+
+    def add(self, steps, examples, seconds):
+        """Note an execution, with the time since the one before."""
+        self._executions.append((steps, examples, seconds))
+        self._count(steps, examples, seconds)
+        while self._seconds - self._executions[0][2] >= _RECENT_SECONDS:
+            steps, examples, seconds = self._executions.popleft()
+            self._count(-steps, -examples, -seconds)
+
+    def _count(self, steps, examples, seconds):
+        self._steps += steps
+        self._examples += examples
+        self._seconds += seconds
+
+    @property
+    def step_seconds(self):
+        """Seconds a step; None before one was timed."""
+        return self._seconds / self._steps if self._executions else None
+
+    @property
+    def examples_per_second(self):
+        """Examples a second, over all workers; None before a step was timed."""
+        return self._examples / self._seconds if self._executions else None
 
 
 class Lines(keras.callbacks.Callback):
@@ -135,7 +179,8 @@ class Lines(keras.callbacks.Callback):
         at = self._progress
         numbers = {n: v for n, v in (logs or {}).items() if not isinstance(v, list)}
         values = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        speed = f"  {at.examples_per_second:,.0f} examples/s" if at.examples_per_second else ""
+        speed = at.recent.examples_per_second
+        speed = f"  {speed:,.0f} examples/s" if speed else ""
         return f"epoch {at.epoch + 1}/{self.params['epochs']}  {where}{speed}{left}  {values}"
 
 
@@ -170,6 +215,7 @@ class Bar(Lines):
         self._stream.flush()
 
 
+_RECENT_SECONDS = 5.0  # of steps, so many at least say how fast they are now
 _BAR = 20  # characters
 _REDRAWN_SECONDS = 0.2
 
