@@ -61,6 +61,18 @@ def test_the_top_level_file_includes_the_services():
     assert services["trainer"]["depends_on"] == ["worker", "tensorboard"]
 
 
+@pytest.mark.parametrize("more", [None, "docker/gpu.yaml"])
+def test_the_image_is_built_by_one_service_and_never_pulled_by_the_others(more):
+    """Builds of one image at a time disturb each other, and no registry has it."""
+    services = load("docker/compose.yaml")["services"]
+    for name, changed in load(more)["services"].items() if more else ():
+        services[name] = services[name] | changed
+    assert [name for name, service in services.items() if "build" in service] == ["trainer"]
+    used = ("trainer", "tensorboard", *([] if more else ["worker"]))
+    assert len({services[name]["image"] for name in used}) == 1
+    assert all(services[name]["pull_policy"] == "never" for name in used[1:])
+
+
 def test_every_knob_is_used_and_none_is_missing():
     texts = [(ROOT / f"docker/{name}.yaml").read_text() for name in ("compose", "gpu")]
     used = set(re.findall(r"\$\{(TFSCALE_\w+)", "".join(texts)))
