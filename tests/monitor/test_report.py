@@ -1,5 +1,6 @@
 """`python -m tfscale.report` and `python -m tfscale.watch`: what they show of runs, and how."""
 
+import json
 import re
 import subprocess
 import sys
@@ -79,6 +80,27 @@ def test_metric_of_several_numbers_is_shown_by_its_mean(tmp_path, capsys):
     assert "validation: 0.5 at step 10" in page.split("<h3>f1</h3>")[1]
     assert watch.main([f"--run_dir={run}", "--once"]) == 0
     assert "validation 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["train", "validation", "test", "seconds", "workers", "time"])
+def test_field_that_is_null_breaks_neither_page_nor_text(kind, tmp_path):
+    run = made_runs.plain(tmp_path / "run")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 31, "epoch": 3, kind: None}) + "\n")
+    (run / "summary.json").write_text('{"test": null}')
+    assert "accuracy  0.9000" in re.sub(r"<[^>]*>", " ", page_of([run], tmp_path))
+    text = "\n".join(follow.lines(RunFiles(run)))
+    assert "accuracy 0.9000 at step 20" in text and "step 31" in text
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "summary.json"])
+def test_folder_in_place_of_a_file_is_as_if_nothing_was_there(name, tmp_path, capsys):
+    run = made_runs.plain(tmp_path / "run")
+    (run / name).unlink(missing_ok=True)
+    (run / name).mkdir()
+    assert "<h1>run" in page_of([run], tmp_path)
+    assert watch.main([f"--run_dir={run}", "--once"]) == 0
+    assert str(run) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

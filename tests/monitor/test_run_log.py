@@ -157,6 +157,24 @@ def test_line_that_was_cut_off_is_dropped(path):
     assert [record["step"] for record in lines(path)] == [5, 10]
 
 
+@pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"3\n", b'{"step": null, "train": {}}\n'])
+def test_damaged_line_is_a_gap_and_the_run_goes_on_and_back(path, damage):
+    log = ScalarLog(path)
+    for step in (5, 8):
+        log.write("train", step, {"loss": 1.0})
+    log.close()
+    path.write_bytes(path.read_bytes() + damage)
+    log = ScalarLog(path, first_step=8)
+    assert log.seen["seen_step"] == 8
+    log.write("train", 10, {"loss": 1.0})
+    with open(path, "ab") as file:
+        file.write(damage)
+    log.take_back(8)
+    log.write("train", 9, {"loss": 1.0})
+    log.close()
+    assert [record["step"] for record in lines(path)] == [5, 8, 9]
+
+
 def run_log_steps(path, progress, every_steps, looks, steps_per_epoch):
     """The steps of the records of training, if the host looks at these steps."""
     log = ScalarLog(path)

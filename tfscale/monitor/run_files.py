@@ -82,9 +82,9 @@ class RunFiles:
         self.path = pathlib.Path(path)
         self.name = name or _name(self.path.resolve())
         self._records = story.Lines(self.path / "metrics.jsonl", "step")
-        self._events = story.Lines(self.path / "events.jsonl", "event")
+        self._events = story.Lines(self.path / "events.jsonl", *story.EVENT_FIELDS)
         self._failed = story.Lines(story.failures_file(self.path.absolute()), "text")
-        self._scored = story.Lines(self.path / "evaluator.jsonl", "evaluator")
+        self._scored = story.Lines(self.path / "evaluator.jsonl", "step", "evaluator")
         self.look()
 
     def look(self):
@@ -175,9 +175,16 @@ class RunFiles:
         """Return the last value of a number beside the metrics, such as "goodput"."""
         for record in reversed(self.records):
             for place in (record, record.get("train", {})):
-                if name in place:
+                if place.get(name) is not None:
                     return place[name]
         return default
+
+    @property
+    def tested(self):
+        """Loss and metrics of the test split; {} where it was not scored."""
+        last = self.records[-1].get("test") if self.records else None
+        found = last or self.summary.get("test")
+        return found if isinstance(found, dict) else {}
 
     @property
     def begun(self):
@@ -188,7 +195,7 @@ class RunFiles:
     @property
     def restarts(self):
         """How often it began again without having come to its end."""
-        return story.num_restarts(self.events)
+        return len(story.restarts_of(self.events))
 
     @property
     def bad_steps(self):
