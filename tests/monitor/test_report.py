@@ -55,6 +55,14 @@ def test_charts_have_all_points_the_restart_and_a_star(three, tmp_path):
     assert "★" in accuracy and "0.9000 at step 20" in accuracy
 
 
+def test_only_what_followed_a_failure_is_drawn_as_a_restart(tmp_path):
+    page = page_of([made_runs.continued(tmp_path / "run")], tmp_path)
+    loss = page.split("<h3>loss</h3>")[1].split("</svg>")[0]
+    assert loss.count('stroke-dasharray="6 3"') == 1
+    assert "goes on at step 10" in loss and "is continued" not in loss
+    assert "Is continued at step 30" in page
+
+
 def test_configurations_are_shown_where_they_differ(three, tmp_path):
     page = page_of(three, tmp_path)
     differing = page.split("<h2>Configuration</h2>")[1].split("<details>")[0]

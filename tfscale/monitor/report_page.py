@@ -9,7 +9,7 @@ import datetime
 import html
 import statistics
 
-from tfscale.monitor import svg, workers
+from tfscale.monitor import story, svg, workers
 from tfscale.monitor.run_files import duration
 from tfscale.monitor.scores import in_words
 
@@ -164,9 +164,9 @@ def _curves(runs, colours):
 
 def _marks(run, colour):
     """Restarts and bad steps."""
-    marks = []
-    for i, (event, text) in enumerate(run.happened()):
-        if event["event"] == "begin" and i:
+    marks, restarts = [], [begun for _, begun in story.restarts_of(run.events)]
+    for event, text in run.happened():
+        if event in restarts:
             marks.append(svg.Mark(f"{run.name}: {text}", event["step"], colour))
         elif event["event"] == "bad step":
             marks.append(svg.Mark(f"{run.name}: {text}", event["step"], "#d62828", is_dotted=True))
