@@ -157,6 +157,19 @@ def test_one_look_shows_the_facts_without_tensorflow(three):
     assert "restarted after a failure" in done.stdout
 
 
+def test_text_is_whole_without_a_terminal_and_fits_one(tmp_path, monkeypatch, capsys):
+    run = made_runs.killed(tmp_path / "run")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert watch.main([f"--run_dir={run}", "--once"]) == 0
+    whole = capsys.readouterr().out
+    assert "7 steps taken again, 2 worker(s)\n" in whole
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert watch.main([f"--run_dir={run}", "--once"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80 < max(map(len, whole.splitlines()))
+    assert "2 worker(s)\n" in shown
+
+
 def test_following_ends_with_the_run(three, capsys):
     assert watch.main([f"--run_dir={three[0]}"]) == 0
     assert "finished" in capsys.readouterr().out

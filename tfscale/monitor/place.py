@@ -10,7 +10,6 @@ import time
 
 from tfscale.monitor import run_files, story
 
-_PATIENCE_SECONDS = 120  # for what has failed or left, and may be started again
 _NO_MORE = ("exhausted", "idle", "given_up", "tested")  # behind which a search asks for no trial
 
 
@@ -63,6 +62,8 @@ class Place:
         if (self.path / "launch.json").exists():
             word = self._script_end()
             state = "goes on" if word is None else "has ended" if word["well"] else "has failed"
+            if state == "has failed" and not self.has_ended(now):
+                state += ", may be started again"
             return f"{self.path}: the script {state}: {len(self.runs)} call(s) of fit"
         if self.runs:
             return ""
@@ -84,11 +85,11 @@ class Place:
                 return True
             going_on = [run for run in self.runs if run.path.name not in ended]
             silent = now - max((event.get("time", 0) for event in self._events), default=now)
-            found = len(going_on) == len(created - ended) > 0 and silent > _PATIENCE_SECONDS
+            found = len(going_on) == len(created - ended) > 0 and silent > run_files.PATIENCE_SECONDS
             return found and all(_is_gone(run, now) for run in going_on)
         if (self.path / "launch.json").exists():
             word = self._script_end()
-            return word is not None and (word["well"] or now - word["time"] > _PATIENCE_SECONDS)
+            return word is not None and (word["well"] or now - word["time"] > run_files.PATIENCE_SECONDS)
         if [run.path for run in self.runs] == [self.path]:
             return self.runs[0].state(now) == "finished" or _is_gone(self.runs[0], now)
         # Of a program without a launcher nobody says that there is no other call of `fit`.
@@ -128,4 +129,4 @@ class Place:
 def _is_gone(run, now):
     """Whether the last life of a run has ended, and no other has begun for a while."""
     last = run.events[-1] if run.events else {}
-    return run.is_over and now - last.get("time", 0) > _PATIENCE_SECONDS
+    return run.is_over and now - last.get("time", 0) > run_files.PATIENCE_SECONDS
