@@ -226,7 +226,7 @@ class RunLog(keras.callbacks.Callback):
         self._measures, self._story, self._update_bytes = measures, story, update_bytes
         self._last_step = progress.step
         self._measured = collections.deque(maxlen=_REMEMBERED)  # of each worker
-        self._looked, self._told = time.time(), None  # when; and the slow one last told of
+        self._looked, self._told = time.time(), set()  # when; and the slow ones told of
         self._is_laid_out = False
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -304,8 +304,8 @@ class RunLog(keras.callbacks.Callback):
             return
         self._looked = now
         found = workers.slowest(list(self._measured))
-        if found and found.is_slow and found.worker != self._told:
-            self._told = found.worker
+        if found and found.is_slow and found.worker not in self._told:
+            self._told.add(found.worker)
             self._story.tell(
                 "slow worker", self._progress.step, worker=found.worker, text=found.words()
             )
