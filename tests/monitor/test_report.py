@@ -50,6 +50,7 @@ def test_charts_have_all_points_the_restart_and_a_star(three, tmp_path):
     loss = page.split("<h3>loss</h3>")[1].split("</svg>")[0]
     assert loss.count("<polyline") == 4  # training of three, validation of one
     assert loss.count("<circle") == 30 + 3 + 15 + 20
+    assert ">step</text>" in loss
     assert "goes on at step 10" in loss and "stroke-dasharray" in loss
     accuracy = page.split("<h3>accuracy</h3>")[1].split("</svg>")[0]
     assert "★" in accuracy and "0.9000 at step 20" in accuracy
