@@ -41,7 +41,10 @@ def marks(path):
 
 def test_restart_is_marked_on_the_curves_and_told_and_a_continuation_is_not_marked(tmp_path):
     path = made_runs.killed(tmp_path / "run")
-    assert next_life(path, 10) == ([(10, 2.0)], [10])  # the second, of a run that had no event files
+    assert next_life(path, 10) == (
+        [(10, 2.0)],
+        [10],
+    )  # the second, of a run that had no event files
     [loss] = shown(path / "restarts", "1 learning/loss")
     assert (loss.step, float(tf.make_ndarray(loss.tensor_proto))) == (10, 1.0)
     with_end = Story(path / "events.jsonl")

@@ -10,6 +10,7 @@ import time
 
 from tfscale.monitor import run_files, story
 
+_PATIENCE_SECONDS = run_files.PATIENCE_SECONDS
 _NO_MORE = ("exhausted", "idle", "given_up", "tested")  # behind which a search asks for no trial
 
 
@@ -85,11 +86,11 @@ class Place:
                 return True
             going_on = [run for run in self.runs if run.path.name not in ended]
             silent = now - max((event.get("time", 0) for event in self._events), default=now)
-            found = len(going_on) == len(created - ended) > 0 and silent > run_files.PATIENCE_SECONDS
+            found = len(going_on) == len(created - ended) > 0 and silent > _PATIENCE_SECONDS
             return found and all(_is_gone(run, now) for run in going_on)
         if (self.path / "launch.json").exists():
             word = self._script_end()
-            return word is not None and (word["well"] or now - word["time"] > run_files.PATIENCE_SECONDS)
+            return word is not None and (word["well"] or now - word["time"] > _PATIENCE_SECONDS)
         if [run.path for run in self.runs] == [self.path]:
             return self.runs[0].state(now) == "finished" or _is_gone(self.runs[0], now)
         # Of a program without a launcher nobody says that there is no other call of `fit`.
@@ -129,4 +130,4 @@ class Place:
 def _is_gone(run, now):
     """Whether the last life of a run has ended, and no other has begun for a while."""
     last = run.events[-1] if run.events else {}
-    return run.is_over and now - last.get("time", 0) > run_files.PATIENCE_SECONDS
+    return run.is_over and now - last.get("time", 0) > _PATIENCE_SECONDS
