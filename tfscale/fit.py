@@ -14,6 +14,7 @@ from absl import flags
 from tfscale import command_line, config_files, evaluate, run_folder
 from tfscale.cluster import environment, restarts, slurm, supervise
 from tfscale.config import STRATEGIES
+from tfscale.monitor import pages, scores
 from tfscale.names import nearest
 
 USAGE = """Train a Keras model on one device, on several replicas, or on many workers.
@@ -255,15 +256,16 @@ def _ending(summary, path):
         lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
     lines.append("")
     best = summary.get("best")
-    if best is not None and "validation" in summary:
-        place = f"at step {best['step']}, epoch {best['epoch']}"
-        lines.append(f"best    {best['split']} {best['name']} {best['value']:.4f} {place}")
+    if best is not None:
+        value, place = scores.in_words(best["value"]), f"step {best['step']}, epoch {best['epoch']}"
+        lines.append(f"best    {best['split']} {best['name']} {value} at {place}")
     speed, goodput = summary["examples_per_second"], summary.get("goodput")
     text = f"steps   {summary['steps']} in {summary['wall_seconds']:.1f} s"
     text += f", {speed:,.0f} examples/s" if speed else ""
     lines.append(text + (f", goodput {100 * goodput:.0f} %" if goodput is not None else ""))
-    trouble = [f"{summary.get(n, 0)} {n.replace('_', ' ')}" for n in ("restarts", "bad_steps")]
-    if summary.get("restarts") or summary.get("bad_steps"):
+    restarts, bad_steps = summary.get("restarts", 0), summary.get("bad_steps", 0)
+    if restarts or bad_steps:
+        trouble = pages.counted(restarts, "restart"), pages.counted(bad_steps, "bad step")
         lines.append(f"trouble {', '.join(trouble)}")
     if "slowest_worker" in summary:
         lines.append(f"workers {summary['slowest_worker']}")

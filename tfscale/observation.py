@@ -126,7 +126,10 @@ class Observation:
             self._hparams.close()
 
     def summary(self):
-        """Return what the summary says of the run's course; for the chief."""
+        """Return what the summary says of the run's course, {} if that fails; for the chief."""
+        return first_page.guarded("the course of the run", self._course) or {}
+
+    def _course(self):
         files = RunFiles(self._folder.path)
         best, slowest = files.best(), files.slowest()
         found = {"goodput": files.last("goodput"), "restarts": self._story.restarts}
@@ -220,9 +223,13 @@ class Observation:
         }
         values = {f"{s}.{n}": config[s][n] for s, fields in names.items() for n in fields}
         values |= {name: facts[name] for name in ("strategy", "num_workers", "num_replicas")}
+        # Of several files with choices in a folder TensorBoard shows those of the first.
+        earlier = list(self._folder.tensorboard.glob("events.out.tfevents.*"))
         self._hparams = event_file.EventFile(self._folder.tensorboard)
         plain = (bool, int, float, str)
         chosen = {n: v if isinstance(v, plain) else json.dumps(v) for n, v in values.items()}
         began = datetime.datetime.fromtimestamp(self._story.events[0]["time"])
         # Of two runs of the same name TensorBoard would make one.
         self._hparams.chosen(f"{self._folder.path.name} {began:%Y-%m-%d %H:%M:%S}", chosen)
+        for path in earlier:
+            path.unlink(missing_ok=True)

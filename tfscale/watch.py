@@ -22,8 +22,6 @@ USAGE = """Follow a run: how far it is, whether it learns, how fast, what went w
 
 A folder of tfscale.launch or of a search is all the runs in it."""
 
-_WIDTH = 160  # where there is no terminal
-
 
 def main(argv=None):
     """Run the command; return its exit code."""
@@ -46,9 +44,9 @@ def _main(argv):
         runs = place.look()
         if values.once and not place.has_begun:
             run_files.find(values.run_dir)  # which refuses it
-        width = size.columns if is_terminal else _WIDTH
-        blocks = [follow.lines(run, width=width) for run in runs]
-        blocks.append([_about(place, waits=not values.once)[:width]])
+        now, width = time.time(), size.columns if is_terminal else None
+        blocks = [follow.lines(run, now, width) for run in runs]
+        blocks.append(follow.wrapped(_about(place, now, waits=not values.once), width))
         shown = "\n\n".join("\n".join(block) for block in blocks if any(block)).split("\n")
         if is_terminal and not values.once:
             # The last ones: in a folder of many runs those that go on.
@@ -57,14 +55,14 @@ def _main(argv):
             above = f"\x1b[{drawn}F\x1b[J" if drawn and is_terminal else "\n" if drawn else ""
             print(above + "\n".join(shown), flush=True)
             drawn, before = len(shown), shown
-        if values.once or place.has_ended():
+        if values.once or place.has_ended(now):
             return 0
         time.sleep(values.every_seconds)
 
 
-def _about(place, waits):
+def _about(place, now, waits):
     """The last line: what the whole is, where it is more than one run, or none yet."""
-    told = place.told()
+    told = place.told(now)
     return f"{told}; waiting (Ctrl-C ends)" if told and waits and not place.runs else told
 
 

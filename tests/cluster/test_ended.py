@@ -40,7 +40,7 @@ def test_the_others_end_as_the_one_that_has_given_up(tmp_path, cluster, capfd):
             assert time.monotonic() < deadline and other.poll() is None
             time.sleep(0.05)
         assert supervise.run_task(FAILS, cluster(1), log_dir=str(tmp_path), max_restarts=1) == 3
-        assert "gave up after 1 restarts" in capfd.readouterr().err
+        assert "gave up after 1 restart" in capfd.readouterr().err
         told = other.communicate(timeout=60)[1]
     finally:
         other.kill()

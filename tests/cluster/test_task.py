@@ -184,8 +184,8 @@ def test_it_gives_up_with_the_code_of_its_own_worker(tasks, tmp_path):
     codes, told = ends(processes, tmp_path)
     assert codes == [7, 7]
     # Each by itself, or the second because the first has.
-    assert any("gave up after 1 restarts" in text for text in told)
-    words = ("gave up after 1 restarts", "another one has given up")
+    assert any("gave up after 1 restart" in text for text in told)
+    words = ("gave up after 1 restart", "another one has given up")
     assert all(any(said in text for said in words) for text in told)
 
 

@@ -85,6 +85,17 @@ def killed(path):
     return path
 
 
+def continued(path):
+    """A run that was killed at step 17, went on from step 10, ended, and has more epochs."""
+    killed(path)
+    with open(path / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps(record(s, 1.0)) + "\n" for s in range(16, 31))
+    with open(path / "events.jsonl", "a") as file:
+        more = [event("end", 30, 100), begin(30, 200, life=3, epochs=5)]
+        file.writelines(json.dumps(one) + "\n" for one in more)
+    return path
+
+
 def tell_failures(path, *failures):
     """Leave a launcher's word in the folder of a run or of a script: pairs of seconds and text."""
     lines = [{"time": BEGAN + seconds, "life": 1, "text": text} for seconds, text in failures]

@@ -1,11 +1,12 @@
 """The lines about a run that TensorBoard's first page begins with."""
 
 import io
+import json
 
 import made_runs
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from tfscale.monitor import glance
@@ -20,16 +21,61 @@ def facts(path):
 def test_best_step_restart_and_slow_worker_are_told_in_colour(tmp_path):
     told = facts(made_runs.plain(tmp_path / "plain"))
     assert told[0] == ("plain: step 30 of 30", "")
-    assert ("Best step: 20 (epoch 2), validation accuracy 0.9000", "good") in told
+    best = told.index(("Best step: 20 (epoch 2)", "good"))
+    assert told[best + 1] == ("    validation accuracy 0.9000", "good")
     told = facts(made_runs.restarted(tmp_path / "restarted"))
     assert ("1 restart: it went on from step 10", "bad") in told
-    assert ("1 bad step(s), the last was 12", "bad") in told
+    assert ("1 bad step, the last was 12", "bad") in told
     assert ("64 examples/s; 50 % of the time trained", "") in told
     told = facts(made_runs.killed(tmp_path / "killed"))
     restart = told.index(("1 restart: it went on from step 10", "bad"))
     assert told[restart + 1] == ("    worker 1 failed: signal SIGKILL at step 17", "bad")
     told = facts(made_runs.slow(tmp_path / "slow"))
     assert ("Slow worker: worker 2, 2.36 times the others", "bad") in told
+
+
+def test_restart_keeps_its_step_and_its_cause_when_the_run_is_continued(tmp_path):
+    told = facts(made_runs.continued(tmp_path / "run"))
+    restart = told.index(("1 restart: it went on from step 10", "bad"))
+    assert told[restart + 1] == ("    worker 1 failed: signal SIGKILL at step 17", "bad")
+
+
+def test_of_several_restarts_the_last_is_told_with_its_cause(tmp_path):
+    path = made_runs.continued(tmp_path / "run")
+    with open(path / "events.jsonl", "a") as file:
+        file.write(json.dumps(made_runs.begin(40, 300, life=4)) + "\n")
+    with open(path / "logs/failures.jsonl", "a") as file:
+        file.write(json.dumps({"time": made_runs.BEGAN + 250, "text": "worker 0 failed"}) + "\n")
+    told = facts(path)
+    restart = told.index(("2 restarts, the last from step 40", "bad"))
+    assert told[restart + 1] == ("    worker 0 failed", "bad")
+
+
+def fitted(text, room=382):
+    """The rows of a line, in the letters of the picture; none of them is too wide."""
+    font = ImageFont.load_default(16)
+    rows = glance.wrapped(text, room, font.getlength)
+    assert max(map(font.getlength, rows)) <= room
+    return rows
+
+
+@pytest.mark.parametrize("length", [3, 30, 90])
+def test_names_of_any_length_leave_the_numbers_of_their_line(length):
+    name = "x" * (length - 2) + "_1"
+    [best] = fitted(f"    validation {name} 0.9861")
+    assert best.startswith("    validation x") and best.endswith("_1 0.9861")
+    rows = fitted(f"{name}: step 1,234,567 of 9,876,543")
+    assert " ".join(" ".join(rows).split()).endswith("_1: step 1,234,567 of 9,876,543")
+    assert ("…" in rows[0]) == (length > 24)
+
+
+def test_sentence_that_is_too_wide_goes_on_below_whole():
+    text = "its host is busy between steps, as with callbacks, and so it goes on and on"
+    rows = fitted(f"    {text}")
+    assert len(rows) > 1 and all(row.startswith("    ") for row in rows)
+    assert " ".join(row.strip() for row in rows) == text
+    one, two = glance.picture([("a", "bad")]), glance.picture([(f"    {text}", "bad")])
+    assert two[1][1] == one[1][1] + 25 * (len(rows) - 1)
 
 
 def test_where_times_are_not_measured_the_reason_is_told(tmp_path):

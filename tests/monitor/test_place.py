@@ -86,6 +86,10 @@ def test_script_goes_on_between_two_calls_of_fit_until_it_says_that_it_is_over(t
     assert look(folder.path)[1] is False
     folder.tell_end([])
     place = Place(folder.path)
+    place.look()
+    told = f"{folder.path}: the script has failed{{}}: 1 call(s) of fit"
+    assert place.told() == told.format(", may be started again")
+    assert place.told(time.time() + 1000) == told.format("")
     assert not place.has_ended() and place.has_ended(time.time() + 1000)  # it may be restarted
 
 

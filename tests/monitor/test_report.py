@@ -1,5 +1,6 @@
 """`python -m tfscale.report` and `python -m tfscale.watch`: what they show of runs, and how."""
 
+import json
 import re
 import subprocess
 import sys
@@ -49,9 +50,18 @@ def test_charts_have_all_points_the_restart_and_a_star(three, tmp_path):
     loss = page.split("<h3>loss</h3>")[1].split("</svg>")[0]
     assert loss.count("<polyline") == 4  # training of three, validation of one
     assert loss.count("<circle") == 30 + 3 + 15 + 20
+    assert ">step</text>" in loss
     assert "goes on at step 10" in loss and "stroke-dasharray" in loss
     accuracy = page.split("<h3>accuracy</h3>")[1].split("</svg>")[0]
     assert "★" in accuracy and "0.9000 at step 20" in accuracy
+
+
+def test_only_what_followed_a_failure_is_drawn_as_a_restart(tmp_path):
+    page = page_of([made_runs.continued(tmp_path / "run")], tmp_path)
+    loss = page.split("<h3>loss</h3>")[1].split("</svg>")[0]
+    assert loss.count('stroke-dasharray="6 3"') == 1
+    assert "goes on at step 10" in loss and "is continued" not in loss
+    assert "Is continued at step 30" in page
 
 
 def test_configurations_are_shown_where_they_differ(three, tmp_path):
@@ -79,6 +89,27 @@ def test_metric_of_several_numbers_is_shown_by_its_mean(tmp_path, capsys):
     assert "validation: 0.5 at step 10" in page.split("<h3>f1</h3>")[1]
     assert watch.main([f"--run_dir={run}", "--once"]) == 0
     assert "validation 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["train", "validation", "test", "seconds", "workers", "time"])
+def test_field_that_is_null_breaks_neither_page_nor_text(kind, tmp_path):
+    run = made_runs.plain(tmp_path / "run")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 31, "epoch": 3, kind: None}) + "\n")
+    (run / "summary.json").write_text('{"test": null}')
+    assert "accuracy  0.9000" in re.sub(r"<[^>]*>", " ", page_of([run], tmp_path))
+    text = "\n".join(follow.lines(RunFiles(run)))
+    assert "accuracy 0.9000 at step 20" in text and "step 31" in text
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "summary.json"])
+def test_folder_in_place_of_a_file_is_as_if_nothing_was_there(name, tmp_path, capsys):
+    run = made_runs.plain(tmp_path / "run")
+    (run / name).unlink(missing_ok=True)
+    (run / name).mkdir()
+    assert "<h1>run" in page_of([run], tmp_path)
+    assert watch.main([f"--run_dir={run}", "--once"]) == 0
+    assert str(run) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -125,6 +156,19 @@ def test_one_look_shows_the_facts_without_tensorflow(three):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "restarted after a failure" in done.stdout
+
+
+def test_text_is_whole_without_a_terminal_and_fits_one(tmp_path, monkeypatch, capsys):
+    run = made_runs.killed(tmp_path / "run")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert watch.main([f"--run_dir={run}", "--once"]) == 0
+    whole = capsys.readouterr().out
+    assert "7 steps taken again, 2 worker(s)\n" in whole
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert watch.main([f"--run_dir={run}", "--once"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80 < max(map(len, whole.splitlines()))
+    assert "2 worker(s)\n" in shown
 
 
 def test_following_ends_with_the_run(three, capsys):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 
 import made_runs
 import pytest
@@ -152,9 +153,9 @@ def test_folder_of_a_script_or_a_search_is_the_runs_in_it(tmp_path):
 
 def test_text_says_how_far_how_good_how_fast_and_what_happened(tmp_path):
     run = RunFiles(made_runs.restarted(tmp_path / "run"))
-    text = "\n".join(follow.lines(run, made_runs.BEGAN + 90, width=200))
-    for part in ("epoch 2/3  step 15/30", " 50 %", "64 examples/s", "goodput 50 %", "1 restart(s)",
-                 "1 bad step(s)", "goes on at step 10", "training 1"):  # fmt: skip
+    text = "\n".join(follow.lines(run, made_runs.BEGAN + 90))
+    for part in ("epoch 2/3  step 15/30", " 50 %", "64 examples/s", "goodput 50 %", "1 restart ",
+                 "1 bad step", "goes on at step 10", "training 1"):  # fmt: skip
         assert part in text
 
 
@@ -162,7 +163,7 @@ def test_cause_that_the_launcher_tells_stands_for_the_noise_of_the_chief(tmp_pat
     run = RunFiles(made_runs.killed(tmp_path / "run"))
     told = [text for _, text in run.happened()]
     assert told[1] == made_runs.KILLED and told[2].startswith("restarted after a failure")
-    text = "\n".join(follow.lines(run, made_runs.BEGAN + 90, width=200))
+    text = "\n".join(follow.lines(run, made_runs.BEGAN + 90))
     assert made_runs.KILLED in text and "UnavailableError" not in text
     (run.path / "logs/failures.jsonl").unlink()
     run.look()
@@ -188,10 +189,51 @@ def test_failures_of_a_script_belong_to_the_fit_that_was_under_way(tmp_path):
     assert [cause["text"] for cause in RunFiles(two).causes] == ["worker 1 failed first"]
 
 
-def test_text_names_the_slow_worker_and_fits_the_terminal(tmp_path):
+def test_text_says_first_who_is_slow_how_much_and_why(tmp_path):
     run = RunFiles(made_runs.slow(tmp_path / "run"))
-    assert "Worker 2 is slow" in "\n".join(follow.lines(run))
-    assert max(map(len, follow.lines(run, width=40))) <= 40
+    told = "Worker 2 is slow: 2.36 times the others, it waits for its input; "
+    assert f"workers   {told}" in "\n".join(follow.lines(run))
+
+
+@pytest.mark.parametrize("width", [40, 80, 99, 100, 160])
+def test_text_goes_on_below_where_the_terminal_is_too_narrow_and_loses_no_word(tmp_path, width):
+    run = RunFiles(made_runs.killed(tmp_path / "a_long_name" / "run"))
+    found = follow.lines(run, made_runs.BEGAN + 90, width)
+    assert max(map(len, found)) <= width
+    whole = follow.lines(run, made_runs.BEGAN + 90)
+    assert max(map(len, whole)) > 100
+    assert "".join(found).count("█") + "".join(found).count("░") == (12 if width < 100 else 30)
+    blocks = str.maketrans("", "", "█░▁▂▃▄▅▆▇")
+    one, other = (" ".join(lines).translate(blocks).split() for lines in (found, whole))
+    assert "".join(one) == "".join(other)  # a long path is broken
+
+
+def failed(path, told_by=()):
+    """A run that failed at 20 s; with files in its folder of logs."""
+    events = [made_runs.begin(0, 0), made_runs.event("failed", 4, 20, error="ValueError: x")]
+    made_runs.write(path, events=events)
+    for name, seconds in told_by:
+        (path / "logs").mkdir(exist_ok=True)
+        (path / "logs" / name).touch()
+        os.utime(path / "logs" / name, (made_runs.BEGAN + seconds,) * 2)
+    return RunFiles(path)
+
+
+@pytest.mark.parametrize(
+    ("told_by", "after", "state"),
+    [
+        ([], 5, "failed"),  # nobody is there to start it again
+        ([("worker-0.log", 20)], 5, "failed, may be started again"),
+        ([("worker-0.log", 20)], 130, "failed"),
+        ([("worker-1.ended", 21)], 5, "failed"),  # its launcher has given up
+        ([("worker-1.ended", -9)], 5, "failed, may be started again"),  # that was another time
+    ],
+)
+def test_failed_run_may_be_started_again_while_nothing_says_otherwise(
+    tmp_path, told_by, after, state
+):
+    run = failed(tmp_path / "run", told_by)
+    assert run.state(made_runs.BEGAN + 20 + after) == state
 
 
 def test_files_of_an_older_run_without_events_are_enough(tmp_path):

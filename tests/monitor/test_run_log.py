@@ -1,5 +1,6 @@
 """The curves of a run: which lines are written, when, and what a later life keeps."""
 
+import itertools
 import json
 import re
 import threading
@@ -157,6 +158,24 @@ def test_line_that_was_cut_off_is_dropped(path):
     assert [record["step"] for record in lines(path)] == [5, 10]
 
 
+@pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"3\n", b'{"step": null, "train": {}}\n'])
+def test_damaged_line_is_a_gap_and_the_run_goes_on_and_back(path, damage):
+    log = ScalarLog(path)
+    for step in (5, 8):
+        log.write("train", step, {"loss": 1.0})
+    log.close()
+    path.write_bytes(path.read_bytes() + damage)
+    log = ScalarLog(path, first_step=8)
+    assert log.seen["seen_step"] == 8
+    log.write("train", 10, {"loss": 1.0})
+    with open(path, "ab") as file:
+        file.write(damage)
+    log.take_back(8)
+    log.write("train", 9, {"loss": 1.0})
+    log.close()
+    assert [record["step"] for record in lines(path)] == [5, 8, 9]
+
+
 def run_log_steps(path, progress, every_steps, looks, steps_per_epoch):
     """The steps of the records of training, if the host looks at these steps."""
     log = ScalarLog(path)
@@ -264,8 +283,26 @@ def test_measures_and_the_story_stand_beside_the_numbers(path, tmp_path, monkeyp
     page = layout_pb2.Layout.FromString(tf.make_ndarray(page.tensor_proto).item())
     patterns = [chart.multiline.tag[0] for chart in page.category[0].chart]
     shown = [next((t for t in train_.Tags()["tensors"] if re.match(p, t)), p) for p in patterns]
-    names = ["loss", "mean_absolute_error", "iou/0", "learning_rate"]
+    names = ["loss", "mean_absolute_error", "iou/0", "learning rate"]
     assert shown == [f"1 learning/{name}" for name in names]
+
+
+def test_two_workers_slow_in_turn_are_told_once_each(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "RECENT_SECONDS", 0)
+    monkeypatch.setattr(run_log, "_GLANCE_SHARE", 1e9)
+    own = {"seconds": 0.01, "others": 2.0, "own_best": 1.0, "part": "input", "errors": 9.0}
+    slow = itertools.cycle(workers.Slowest(worker, **own) for worker in (0, 1))
+    monkeypatch.setattr(workers, "slowest", lambda records: next(slow))
+    log, story, progress = ScalarLog(path), Story(tmp_path / "events.jsonl"), Progress()
+    story.begin(0)
+    callback = RunLog(log, progress, 1, Measured(), story)
+    for step in range(6):
+        progress.advance(1, 10, 0.02)
+        callback.on_train_batch_end(step, {"loss": 1.0})
+    log.close()
+    story.close()
+    told = [event["worker"] for event in story.events if event["event"] == "slow worker"]
+    assert told == [0, 1]
 
 
 def test_what_the_disk_refuses_ends_the_file_and_not_the_run(tmp_path, caplog):

@@ -58,6 +58,19 @@ def test_line_that_a_kill_cut_off_hurts_nobody(tmp_path):
     assert told(path) == [("begin", 0), ("begin", 7)]
 
 
+@pytest.mark.parametrize(
+    "damage", [b"\xff\xfe\n", b"\x00\x80\n", b"3\n", b"[]\n", b"null\n", b'{"event": "end"}\n']
+)
+def test_damaged_line_is_passed_over_and_the_story_goes_on(tmp_path, damage):
+    path = tmp_path / "events.jsonl"
+    whole = b'{"event": "begin", "step": 0, "time": 1.0}\n'
+    path.write_bytes(whole + damage)
+    one = story.Story(path)
+    one.begin(7)
+    one.close()
+    assert told(path) == [("begin", 0), ("begin", 7)] and one.restarts == 1
+
+
 def test_goodput_is_of_the_time_from_the_first_life_on_but_for_pauses(tmp_path):
     path = tmp_path / "events.jsonl"
     now = time.time() - made_runs.BEGAN

@@ -108,7 +108,8 @@ def test_program_interrupted_anywhere_ends_with_the_same_bits(tmp_path, undistur
 
 def check_pages(folder):
     """The pages that TensorBoard has of a call that failed at its end, step 8, and went on."""
-    shown = {r: EventAccumulator(str(folder / r)).Reload() for r in ("train", "restarts", "best")}
+    folders = (folder / "train", folder / "best", folder.parent / "restarts")
+    shown = {path.name: EventAccumulator(str(path)).Reload() for path in folders}
     arrays = {
         tag: tf.make_ndarray(shown["train"].Tensors(tag)[-1].tensor_proto)
         for tag in ("about this run", "what happened", "custom_scalars__config__")

@@ -57,9 +57,10 @@ class Restarts:
         if pause is None and outcome.comes_again:
             return f"nothing starts again: {outcome.comes_again}."
         if pause is None:
+            number = len(self._failures)
             return (
-                f"gave up after {len(self._failures)} restarts within an hour, which is what "
-                "--max_restarts allows."
+                f"gave up after {number} restart{'s' * (number != 1)} within an hour, which is "
+                "what --max_restarts allows."
             )
         when = f"in {pause:g} s" if pause else "now"
         if not _counts(outcome):

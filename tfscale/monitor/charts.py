@@ -14,6 +14,7 @@ _HEALTH = "2 speed and health"
 _STEP = "3 a step in ms"
 _NORMS = "4 norms and bytes"
 _PLACES = {  # where a number of a record is shown, which is else the first group
+    "learning_rate": f"{_LEARNING}/learning rate",
     "examples_per_second": f"{_HEALTH}/examples per second",
     "goodput": f"{_HEALTH}/goodput",
     "restarts": f"{_HEALTH}/restarts",

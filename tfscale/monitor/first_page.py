@@ -10,6 +10,7 @@ from absl import logging
 
 from tfscale.cluster import environment
 from tfscale.monitor import charts, pages, story
+from tfscale.monitor.event_file import EventFile
 from tfscale.monitor.run_files import RunFiles
 
 
@@ -75,7 +76,7 @@ class FirstPage:
     def _begin(self, step, config):
         text = pages.about(config, self._story.events[-1])
         self._log.events("train").text(step, "about this run", text)
-        if step:
+        if self._story.begun["life"] > 1:
             self._mark_restart(step)
             self._log.glance(step)
         self._tell_what_happened(step)
@@ -93,13 +94,22 @@ class FirstPage:
         self._log.events("train").text(step, "what happened", "\n".join(lines))
 
     def _mark_restart(self, step):
-        """Put a point on the curves of training where a life goes on, as a run of its own."""
-        if not self._story.restarts:
+        """Put a point on the curves where a life goes on after a failure, as a run of its own.
+
+        Its folder lies beside that of the curves: of what is in there the page HPARAMS would make
+        columns.
+        """
+        restarts, folder = story.restarts_of(self._story.events), self._path / "restarts"
+        is_restart = bool(restarts) and restarts[-1][1] is self._story.begun
+        if not is_restart and not folder.exists():
             return
-        files = RunFiles(self._path)
-        curves = {name: files.curve("train", name) for name in files.metrics()}
-        points = {charts.tag(name): curve[-1][1] for name, curve in curves.items() if curve}
-        self._log.events("restarts").scalars(step, points)
+        marks = EventFile(folder, step)  # those of later steps do not count any more
+        if is_restart:
+            files = RunFiles(self._path)
+            curves = {name: files.curve("train", name) for name in files.metrics()}
+            points = {charts.tag(name): curve[-1][1] for name, curve in curves.items() if curve}
+            marks.scalars(step, points | {charts.tag("restarts"): len(restarts)})
+        marks.close()
 
     def _mark_best(self):
         """Put a point on the curve where it was best, as a run of its own."""

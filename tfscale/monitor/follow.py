@@ -1,30 +1,33 @@
 """A run as a few lines of text, as it is now: what `tfscale.watch` shows again and again."""
 
+import textwrap
 import time
 
+from tfscale.monitor import pages
 from tfscale.monitor.run_files import duration
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_BAR = 30
+_BAR, _SHORT_BAR, _NARROW = 30, 12, 100  # the shorter one below so many columns
 _NEWS = 6  # events that are shown
 
 
-def lines(run, now=None, width=100):
+def lines(run, now=None, width=None):
     """Return what is to be said of a run.
 
     Args:
         run: its `run_files.RunFiles`.
         now: seconds since 1970; by default the present.
-        width: columns of the terminal.
+        width: columns of the terminal; None where there is none, and each fact is one line.
 
     Returns:
-        Lines of text, none of them longer than `width`.
+        Lines of text. What is longer than `width` goes on in the next line, behind spaces.
     """
     now = time.time() if now is None else now
-    rows = [("run", f"{run.state(now)}: {run.path}"), ("progress", _progress(run, now))]
+    bar = _SHORT_BAR if width is not None and width < _NARROW else _BAR
+    rows = [("run", f"{run.state(now)}: {run.path}"), ("progress", _progress(run, now, bar))]
     for name in run.metrics(of_several=True):
         trained, validated = run.curve("train", name), run.curve("validation", name)
-        text = _curve(validated or trained)
+        text = _curve(validated or trained, bar)
         if trained:
             text += f"  training {trained[-1][1]:.4g}"
         if validated:
@@ -48,10 +51,25 @@ def lines(run, now=None, width=100):
     for event, text in told:
         rows.append((time.strftime("%H:%M:%S", time.localtime(event["time"])), text))
     wide = max(len(name) for name, _ in rows)
-    return [f"{name:<{wide}}  {text}"[:width] for name, text in rows if text]
+    found = [f"{name:<{wide}}  {text}" for name, text in rows if text]
+    return [line for row in found for line in wrapped(row, width, wide + 2)]
 
 
-def _progress(run, now):
+def wrapped(text, width, indent=2):
+    """Cut a line of text into lines for a terminal.
+
+    Args:
+        text: the line.
+        width: columns; None for as many as it has.
+        indent: spaces before each line but the first, or a third of the width if that is less.
+    """
+    if width is None or len(text) <= width:
+        return [text]
+    spaces = " " * min(indent, width // 3)
+    return textwrap.wrap(text, width, subsequent_indent=spaces, break_on_hyphens=False)
+
+
+def _progress(run, now, length):
     steps, epochs = run.begun.get("steps_per_epoch"), run.epochs
     text = f"step {run.step:,}"
     if epochs:
@@ -60,7 +78,7 @@ def _progress(run, now):
         return text
     total = steps * epochs
     done = min(run.step / total, 1.0)
-    bar = "█" * int(done * _BAR) + "░" * (_BAR - int(done * _BAR))
+    bar = "█" * int(done * length) + "░" * (length - int(done * length))
     text = f"{bar} {100 * done:3.0f} %  {text}/{total:,}"
     left = run.seconds_left(now)
     return text + (f"  about {duration(left)} left" if left and not run.is_over else "")
@@ -85,19 +103,20 @@ def _health(run):
     goodput = run.last("goodput")
     if goodput is not None:
         parts.append(f"goodput {100 * goodput:.0f} %")
-    parts += [f"{run.restarts} restart(s)", f"{run.bad_steps} bad step(s)"]
+    parts.append(pages.counted(run.restarts, "restart"))
+    parts.append(pages.counted(run.bad_steps, "bad step"))
     norm = run.last("gradient_norm")
     if norm is not None:
         parts.append(f"norm of gradients {norm:.3g}")
     return "  ".join(parts)
 
 
-def _curve(points):
+def _curve(points, length):
     """The shape of a curve in a few blocks."""
     values = [value for _, value in points]
-    if len(values) > _BAR:
-        every = (len(values) - 1) / (_BAR - 1)
-        values = [values[round(i * every)] for i in range(_BAR)]
+    if len(values) > length:
+        every = (len(values) - 1) / (length - 1)
+        values = [values[round(i * every)] for i in range(length)]
     if not values:
         return ""
     low, high = min(values), max(values)

@@ -4,6 +4,11 @@ import bisect
 import shlex
 
 
+def counted(number, noun):
+    """Return how many there are in words: "1 restart", "2 restarts"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def about(config, facts):
     """Return the page of a run: how to repeat it, where it runs, with what, and what it is.
 

@@ -10,7 +10,7 @@ import time
 
 from tfscale.monitor import run_files, story
 
-_PATIENCE_SECONDS = 120  # for what has failed or left, and may be started again
+_PATIENCE_SECONDS = run_files.PATIENCE_SECONDS
 _NO_MORE = ("exhausted", "idle", "given_up", "tested")  # behind which a search asks for no trial
 
 
@@ -63,6 +63,8 @@ class Place:
         if (self.path / "launch.json").exists():
             word = self._script_end()
             state = "goes on" if word is None else "has ended" if word["well"] else "has failed"
+            if state == "has failed" and not self.has_ended(now):
+                state += ", may be started again"
             return f"{self.path}: the script {state}: {len(self.runs)} call(s) of fit"
         if self.runs:
             return ""

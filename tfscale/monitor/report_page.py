@@ -9,7 +9,7 @@ import datetime
 import html
 import statistics
 
-from tfscale.monitor import svg, workers
+from tfscale.monitor import story, svg, workers
 from tfscale.monitor.run_files import duration
 from tfscale.monitor.scores import in_words
 
@@ -92,7 +92,6 @@ def _overview(runs, colours, now):
     rows = []
     for run in runs:
         best, slow = run.best(), run.slowest()
-        test = (run.records[-1].get("test") if run.records else None) or run.summary.get("test", {})
         is_slow = slow is not None and slow.is_slow
         alone = (
             "one worker"
@@ -104,7 +103,7 @@ def _overview(runs, colours, now):
             (_key(colours[run.path]) + f"<b>{_text(run.name)}</b>", ""),
             (_text(run.state(now)), "good" if run.state(now) == "finished" else ""),
             (_best_text(best), ""),
-            (" ".join(f"{_text(n)} {in_words(v)}" for n, v in test.items()), ""),
+            (" ".join(f"{_text(n)} {in_words(v)}" for n, v in run.tested.items()), ""),
             (f"{run.step:,}", ""),
             (duration(run.seconds), ""),
             (_median(run.curve("train", "examples_per_second"), "{:,.0f}"), ""),
@@ -165,9 +164,9 @@ def _curves(runs, colours):
 
 def _marks(run, colour):
     """Restarts and bad steps."""
-    marks = []
-    for i, (event, text) in enumerate(run.happened()):
-        if event["event"] == "begin" and i:
+    marks, restarts = [], [begun for _, begun in story.restarts_of(run.events)]
+    for event, text in run.happened():
+        if event in restarts:
             marks.append(svg.Mark(f"{run.name}: {text}", event["step"], colour))
         elif event["event"] == "bad step":
             marks.append(svg.Mark(f"{run.name}: {text}", event["step"], "#d62828", is_dotted=True))
@@ -232,7 +231,7 @@ def _times(runs, colours):
 
 def _worker_rows(run):
     """A bar a worker: means over the records of the last number of workers."""
-    times = [record["workers"] for record in run.records if "workers" in record]
+    times = [record["workers"] for record in run.records if record.get("workers")]
     count = len(times[-1]["host"]) if times else 0
     times = [one for one in times if len(one["host"]) == count]
     rows = []

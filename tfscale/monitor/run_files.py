@@ -17,6 +17,8 @@ _INSIDE = ("fits", "trials")  # folders of runs in that of a script or a search
 # Without a sign of life for so long a run is called silent: within an epoch, and where it may be
 # tracing its graph, validating or saving; and for so many times its longest gap so far.
 _SILENT_SECONDS, _SILENT_BETWEEN_SECONDS, _GAPS = 60, 600, 3
+# For so long what has failed or left may be started again, where nothing says that it is not.
+PATIENCE_SECONDS = 120
 _QUIET_SECONDS = 15  # from then on its last sign of life is told, whatever it may be doing
 _MOST = 1e200  # a number whose square is infinite is not drawn
 
@@ -82,9 +84,9 @@ class RunFiles:
         self.path = pathlib.Path(path)
         self.name = name or _name(self.path.resolve())
         self._records = story.Lines(self.path / "metrics.jsonl", "step")
-        self._events = story.Lines(self.path / "events.jsonl", "event")
+        self._events = story.Lines(self.path / "events.jsonl", *story.EVENT_FIELDS)
         self._failed = story.Lines(story.failures_file(self.path.absolute()), "text")
-        self._scored = story.Lines(self.path / "evaluator.jsonl", "evaluator")
+        self._scored = story.Lines(self.path / "evaluator.jsonl", "step", "evaluator")
         self.look()
 
     def look(self):
@@ -175,9 +177,16 @@ class RunFiles:
         """Return the last value of a number beside the metrics, such as "goodput"."""
         for record in reversed(self.records):
             for place in (record, record.get("train", {})):
-                if name in place:
+                if place.get(name) is not None:
                     return place[name]
         return default
+
+    @property
+    def tested(self):
+        """Loss and metrics of the test split; {} where it was not scored."""
+        last = self.records[-1].get("test") if self.records else None
+        found = last or self.summary.get("test")
+        return found if isinstance(found, dict) else {}
 
     @property
     def begun(self):
@@ -188,7 +197,7 @@ class RunFiles:
     @property
     def restarts(self):
         """How often it began again without having come to its end."""
-        return story.num_restarts(self.events)
+        return len(story.restarts_of(self.events))
 
     @property
     def bad_steps(self):
@@ -234,15 +243,16 @@ class RunFiles:
         Args:
             now: seconds since 1970; by default the present.
         """
+        now = time.time() if now is None else now
         last = self.events[-1] if self.events else {}
         if last.get("event") == "left":
             return f"told to leave, exit code {last['code']}"
         if last.get("event") == "failed":
-            return "failed"
+            return "failed" + (", may be started again" if self._may_come_again(now) else "")
         if self.is_over:
             return "finished"
         signs = self._signs()
-        silent = (time.time() if now is None else now) - (signs[-1][0] if signs else 0)
+        silent = now - (signs[-1][0] if signs else 0)
         if signs and silent > self._longest_silence(signs):
             return f"no sign of life for {duration(silent)}"
         doing = "training" if signs and signs[-1][2] != "begin" else "starting"
@@ -254,6 +264,14 @@ class RunFiles:
         if not self.events:
             return bool(self.summary)
         return self.events[-1]["event"] in ("end", "left", "failed")
+
+    def _may_come_again(self, now):
+        """Whether a launcher, which keeps logs, may still start what has failed."""
+        logs, failed = story.failures_file(self.path.absolute()).parent, self.events[-1]["time"]
+        if not logs.is_dir() or now - failed > PATIENCE_SECONDS:
+            return False
+        words = [path.stat().st_mtime for path in logs.glob("worker-*.ended")]
+        return not any(written >= failed for written in words)  # of one that has given up
 
     def _signs(self):
         """The signs of its last life, by time: `(time, step, what)`."""

@@ -48,7 +48,7 @@ class ScalarLog:
     def _open(self, kept):
         """Go on writing after these lines."""
         beside = self._path.with_name(self._path.name + ".writing")
-        beside.write_text("".join(kept))
+        beside.write_bytes(b"".join(kept))
         os.replace(beside, self._path)  # so that a run killed here loses no line
         self._file = open(self._path, "a")  # noqa: SIM115  (until close)
 
@@ -148,9 +148,8 @@ class ScalarLog:
             step: the one that the run goes on from.
         """
         self._file.close()
-        lines = self._path.read_text().splitlines(keepends=True)
-        is_kept = [r["step"] <= step or "bad_step" in r for r in map(json.loads, lines)]
-        self._open([line for line, kept in zip(lines, is_kept, strict=True) if kept])
+        found = _whole_lines(self._path)
+        self._open([line for line, r in found if r["step"] <= step or "bad_step" in r])
         self._later(self._forget_after, step)
 
     def _forget_after(self, step):
@@ -184,7 +183,7 @@ class ScalarLog:
 
 def _last_sign(path):
     """Where an earlier life was last, and when."""
-    records = story.read(path)
+    records = story.read(path, ("step",))
     if not records:
         return {}
     return {
@@ -193,17 +192,18 @@ def _last_sign(path):
     }
 
 
+def _whole_lines(path):
+    """Pairs of a line, as bytes, and its record; where one is damaged the curve has a gap."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    found = [(line, story.parsed(line, ("step",))) for line in lines if line.endswith(b"\n")]
+    return [(line, record) for line, record in found if record is not None]
+
+
 def _kept_lines(path, first_step):
     """The lines of an earlier life that count in this one."""
     kept = []
     if first_step and path.exists():
-        for line in path.read_text().splitlines(keepends=True):
-            if not line.endswith("\n"):
-                break  # The life before was killed in the middle of this line.
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # a disk's damage; the curve has a gap there
-                continue
+        for line, record in _whole_lines(path):
             tested_again = record["step"] == first_step and "test" in record
             if record["step"] <= first_step and not tested_again:
                 kept.append(line)
@@ -232,7 +232,7 @@ class RunLog(keras.callbacks.Callback):
         self._last_step = progress.step
         self._measured = collections.deque(maxlen=_REMEMBERED)  # of each worker
         self._looks_at = time.time() + workers.RECENT_SECONDS  # for a slow one
-        self._told = None  # the slow one last told of
+        self._told = set()  # the slow ones told of
         self._timed = (0, 0.0)  # steps and seconds, up to the last record
         self._bytes_before = None  # sent in earlier lives
         self._is_laid_out = False
@@ -323,8 +323,8 @@ class RunLog(keras.callbacks.Callback):
         found = workers.slowest(list(self._measured))
         took = time.time() - now  # with many workers and records this is not nothing
         self._looks_at = now + max(workers.RECENT_SECONDS, took / _GLANCE_SHARE)
-        if found and found.is_slow and found.worker != self._told:
-            self._told = found.worker
+        if found and found.is_slow and found.worker not in self._told:
+            self._told.add(found.worker)
             self._story.tell(
                 "slow worker", self._progress.step, worker=found.worker, text=found.words()
             )

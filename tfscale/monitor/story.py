@@ -26,22 +26,45 @@ _PLACES = (  # how lines begin that say where, and not what
 )
 
 
-def read(path):
-    """Return the events of a run, dicts in the order in which they happened.
+EVENT_FIELDS = ("event", "step", "time")  # that each event has
+_KINDS = {  # what a field of a line must be
+    **dict.fromkeys(("step", "time", "epoch"), (int, float)),
+    **dict.fromkeys(("event", "text"), str),
+    **dict.fromkeys(("train", "validation", "test", "evaluator", "seconds"), dict),
+    "workers": (dict, list),
+}
 
-    A line that is being written is left out.
+
+def parsed(line, fields):
+    """Return the dict in a line of JSON; None where the line is damaged or lacks a field.
+
+    Args:
+        line: bytes.
+        fields: what it must have. A field that is not what it must be counts as missing.
     """
     try:
-        lines = pathlib.Path(path).read_text().splitlines(keepends=True)
+        entry = json.loads(line)
+    except ValueError:  # cut off by a kill, or a disk's damage
+        return None
+    if not isinstance(entry, dict):
+        return None
+    for name, kind in _KINDS.items():
+        if name in entry and not isinstance(entry[name], kind):
+            del entry[name]
+    return entry if all(name in entry for name in fields) else None
+
+
+def read(path, fields=EVENT_FIELDS):
+    """Return the lines of a file as dicts: by default the events of a run.
+
+    A line that is being written, or damaged, is left out.
+    """
+    try:
+        lines = pathlib.Path(path).read_bytes().splitlines()
     except FileNotFoundError:
         return []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:  # cut off by a kill
-            continue
-    return found
+    found = [parsed(line, fields) for line in lines]
+    return [entry for entry in found if entry is not None]
 
 
 class Lines:
@@ -52,11 +75,11 @@ class Lines:
 
     Args:
         path: the file, which may be missing.
-        field: what a line must have to count.
+        *fields: what a line must have to count.
     """
 
-    def __init__(self, path, field):
-        self._path, self._field = pathlib.Path(path), field
+    def __init__(self, path, *fields):
+        self._path, self._fields = pathlib.Path(path), fields
         self._found, self._size, self._last = [], 0, b""
 
     def read(self):
@@ -68,17 +91,14 @@ class Lines:
                     self._found, self._size, self._last = [], 0, b""
                     file.seek(0)
                 new = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             self._found, self._size, self._last = [], 0, b""
             return self._found
         lines = new[: new.rfind(b"\n") + 1].splitlines(keepends=True)
         for line in lines:
             self._size, self._last = self._size + len(line), line
-            try:
-                entry = json.loads(line)
-            except ValueError:  # cut off by a kill
-                continue
-            if isinstance(entry, dict) and self._field in entry:
+            entry = parsed(line, self._fields)
+            if entry is not None:
                 self._found.append(entry)
         return self._found
 
@@ -110,10 +130,23 @@ def causes_of(events, failures):
     return found
 
 
-def num_restarts(events):
-    """Return how often a life began that continues one which had not come to its end."""
-    begins = [i for i, event in enumerate(events) if event["event"] == "begin"]
-    return sum(events[i - 1]["event"] not in _GOOD_ENDS for i in begins if i)
+def restarts_of(events):
+    """Return the restarts: lives that go on with one which had not come to its end.
+
+    Args:
+        events: of the run.
+
+    Returns:
+        A list of pairs of events: how the life before began, and how this one does.
+    """
+    found, begun, before = [], None, None
+    for event in events:
+        if event["event"] == "begin":
+            if before is not None and before["event"] not in _GOOD_ENDS:
+                found.append((begun or before, event))
+            begun = event
+        before = event
+    return found
 
 
 def seconds_paused(events):
@@ -158,7 +191,7 @@ class Story:
         life = sum(event["event"] == "begin" for event in self.events) + 1
         self.tell("begin", step, life=life, **facts)
         self.begun = self.events[-1]
-        self.restarts, self._paused = num_restarts(self.events), seconds_paused(self.events)
+        self.restarts, self._paused = len(restarts_of(self.events)), seconds_paused(self.events)
 
     def tell(self, event, step, **facts):
         """Note an event.

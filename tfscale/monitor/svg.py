@@ -5,7 +5,7 @@ import html
 import math
 
 _WIDTH, _HEIGHT = 460, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 28
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
 _MOST_POINTS = 600  # of a line that are drawn
 _LEAST = 1e-200  # what is smaller is drawn as 0
 
@@ -162,8 +162,10 @@ def _axes(xs, ys):
     for tick in xs.ticks(6):
         x = xs(tick)
         parts.append(
-            f'<text x="{x:.1f}" y="{_HEIGHT - 9}" text-anchor="middle">{number(tick)}</text>'
+            f'<text x="{x:.1f}" y="{_HEIGHT - 23}" text-anchor="middle">{number(tick)}</text>'
         )
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 7}" text-anchor="middle">step</text>')
     return "".join(parts)
 
 

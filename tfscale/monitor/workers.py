@@ -64,17 +64,18 @@ class Slowest:
         }[self.part]
 
     def words(self):
-        """Return what is to be said of this worker, a sentence."""
-        numbers = (
-            f"{1e3 * self.seconds:.3g} ms a step before the reduction, {self.others:.2f} times "
-            f"the others, {self.own_best:.2f} times its own best"
+        """Return what is to be said of this worker, a sentence: who, how slow and why first."""
+        times = f"{self.others:.2f} times the others"
+        more = (
+            f"{1e3 * self.seconds:.3g} ms a step before the reduction, {self.own_best:.2f} times "
+            "its own best"
         )
-        if self.seems_slow and not self.is_slow:
-            return f"It is not sure that worker {self.worker} is slow: {numbers}, but not steadily."
-        if not self.is_slow:
-            return f"No worker is slow: worker {self.worker} needs most, {numbers}."
-        now = "now " if self.is_recent else ""
-        return f"Worker {self.worker} is {now}slow: {numbers}; {self.reason}."
+        if self.is_slow:
+            now = "now " if self.is_recent else ""
+            return f"Worker {self.worker} is {now}slow: {times}, {self.reason}; {more}."
+        if self.seems_slow:
+            return f"Worker {self.worker} may be slow: {times}, but not steadily; {more}."
+        return f"No worker is slow: worker {self.worker} needs most, {times}; {more}."
 
 
 def before_reduction(times):
