@@ -163,15 +163,15 @@ def _run_task(values, argv, cluster, supervision):
             "--hang_timeout_seconds. Start once without these flags, until a checkpoint is "
             "written."
         )
-    folder = run_folder.RunFolder(values.run_dir)
-    if values.resume == "never" and cluster.is_chief:
+    folder, again = run_folder.RunFolder(values.run_dir), values.resume == "auto"
+    if not again and cluster.is_chief:
         folder.move_aside()
     own = ["--resume=auto", "--max_restarts=0", "--hang_timeout_seconds=0"]
     return supervise.run_task(
         [sys.executable, "-m", "tfscale.fit", *argv, *own],
         cluster,
         log_dir=os.path.join(values.run_dir, "logs"),
-        is_over=lambda: folder.is_finished(values.config.train.epochs),
+        is_over=lambda: again and folder.is_finished(values.config.train.epochs),
         **supervision,
     )
 
