@@ -93,6 +93,29 @@ def keep_no_files(oracle):
     oracle.save = oracle._save_trial = lambda *_: None
 
 
+def check_same(asked, before, path):
+    """Refuse to go on where an oracle does not say again what it said before.
+
+    Args:
+        asked: the `Asked` of now.
+        before: that of then.
+        path: the journal that has it.
+
+    Raises:
+        ValueError: with what differs.
+    """
+    now, then = dataclasses.asdict(asked), dataclasses.asdict(before)
+    other = [name for name in now if now[name] != then[name]]
+    if other:
+        raise ValueError(
+            "A search goes on with the trials that its oracle chooses again. Received: "
+            f"{', '.join(f'{name} {now[name]!r}' for name in other)} where the journal has "
+            f"{', '.join(f'{name} {then[name]!r}' for name in other)} ({path}). The space, the "
+            "tuner or keras-tuner's version has changed: go back to those, or search in another "
+            "folder."
+        )
+
+
 class Asker:
     """Asks an oracle for trials and tells it how they ended.
 
