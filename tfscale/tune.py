@@ -220,7 +220,7 @@ def _identity(values, config, space, objective, direction, max_epochs):
         "direction": direction,
         "max_epochs": max_epochs,
         "max_trials": _DEFAULT_TRIALS[values.tuner] if max_trials is None else max_trials,
-        "space": space.get_config()["space"],
+        "space": space_lib.described(space),
         "config": dataclasses.asdict(config),
         "keras_tuner": importlib.metadata.version("keras-tuner"),
     }

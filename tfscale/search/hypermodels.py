@@ -1,6 +1,7 @@
 """What a `Tuner` does with a hypermodel: takes it, builds its models, finds out its space."""
 
 import inspect
+import numbers
 
 import keras
 import keras_tuner
@@ -89,9 +90,10 @@ def epochs_of(arguments, named):
     """Return the epochs that `keras.Model.fit` would make of what `search` was given."""
     try:
         given = inspect.signature(keras.Model.fit).bind_partial(None, *arguments, **named)
+        epochs = given.arguments.get("epochs")
     except TypeError:  # arguments of a HyperModel.fit of the user's own
-        return named.get("epochs", 1)
-    return given.arguments.get("epochs", 1)
+        epochs = named.get("epochs")
+    return int(epochs) if isinstance(epochs, numbers.Integral) else 1
 
 
 def _scope(conditions):

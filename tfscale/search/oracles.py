@@ -7,6 +7,8 @@ has to be touched is touched here.
 
 import contextlib
 import dataclasses
+import functools
+import inspect
 import math
 import warnings
 
@@ -71,6 +73,33 @@ def build(tuner, space, objective, direction, seed, max_epochs=0, factor=3, repe
         "bayesian": keras_tuner.oracles.BayesianOptimizationOracle,
     }[tuner]
     return oracle(max_trials=_NO_BOUND, **shared)
+
+
+def note_seeds():
+    """Have oracles that are made from now on remember whether they were given a seed.
+
+    keras-tuner draws one where they are given none, and does not say so.
+    """
+    import keras_tuner
+
+    make = keras_tuner.Oracle.__init__
+    if hasattr(make, "notes_seeds"):
+        return
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def make_and_note(oracle, *args, **kwargs):
+        make(oracle, *args, **kwargs)
+        given = signature.bind(oracle, *args, **kwargs).arguments
+        oracle.given_seed = given.get("seed") or None  # 0 is none
+
+    make_and_note.notes_seeds = True
+    keras_tuner.Oracle.__init__ = make_and_note
+
+
+def given_seed(oracle):
+    """Return the seed that an oracle was given, None for one that has drawn its own."""
+    return getattr(oracle, "given_seed", None)
 
 
 def reseed(oracle, seed):

@@ -88,6 +88,17 @@ def parameters(space):
     return list(found.values())
 
 
+def described(space):
+    """Return a space as a dict that fits into JSON, by name and condition."""
+    found = {}
+    for hp in space.space:
+        fields = {"type": type(hp).__name__, **hp.get_config()}
+        conditions = [condition["config"] for condition in fields.pop("conditions")]
+        where = " and ".join(f"{c['name']} in {c['values']}" for c in conditions)
+        found[fields.pop("name") + (f" where {where}" if where else "")] = fields
+    return found
+
+
 def check(space, config, check_types):
     """Refuse a space that names what a configuration does not have, or gives it a wrong type.
 
