@@ -16,7 +16,7 @@ FULL = "[Errno 28] No space left on device: 'w.bin'"
         "stays; make room and start the same command again.",
         f"[1] OSError: {FULL}",
         "OSError: [Errno 122] Disk quota exceeded",
-        "tensorflow.python.framework.errors_impl.ResourceExhaustedError: w; No space left on device",
+        "tensorflow.errors_impl.ResourceExhaustedError: w.bin; No space left on device",
         "OSError: Can't write data (errno = 28, error message = 'No space left on device')",
     ],
 )

@@ -1,11 +1,13 @@
 """What a search space may name, and the configuration of a trial."""
 
+import re
 import sys
 
 import pytest
 
 from tfscale import config_files
 from tfscale.config import DataConfig, OptimizerConfig, RunConfig
+from tfscale.search import journal
 from tfscale.search import space as space_lib
 
 
@@ -132,6 +134,19 @@ def test_a_space_is_described_by_name_and_condition():
     assert described["optimizer.name"]["values"] == ["adam", "sgd"]
 
 
+def test_search_of_another_range_is_refused_with_the_range(tmp_path):
+    def space(most):
+        def define(hp):
+            hp.Float("optimizer.learning_rate", 1e-4, most, sampling="log")
+
+        return {"space": space_lib.described(space_lib.define(define))}
+
+    journal.settle(tmp_path / "search.json", space(1.0), [])
+    with pytest.raises(ValueError) as raised:
+        journal.settle(tmp_path / "search.json", space(0.1), [])
+    [differs] = re.findall(r"with (.*)\. Go back", str(raised.value))
+    assert differs == "space.optimizer.learning_rate.max_value: 1.0 there and 0.1 here"
+
 
 def test_dimensions_are_described_and_corners_hold_what_is_active():
     def define(hp):
@@ -145,7 +160,7 @@ def test_dimensions_are_described_and_corners_hold_what_is_active():
     assert (name.kind, name.choices) == ("choice", ("adam", "sgd"))
     assert (momentum.low, momentum.high, momentum.sampling) == (0.1, 0.9, "log")
     assert set(shuffle.choices) == {False, True}
-    corners = [values for _, values in space_lib.corners(space)]
+    corners = [space_lib.filled(space, chosen) for chosen in space_lib.extremes(space)]
     assert {
         "optimizer.name": "sgd",
         "optimizer.arguments.momentum": 0.1,

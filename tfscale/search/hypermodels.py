@@ -2,9 +2,12 @@
 
 import inspect
 import numbers
+import sys
 
 import keras
 import keras_tuner
+
+from tfscale.search import space
 
 
 def as_hypermodel(given):
@@ -79,11 +82,18 @@ def populate(oracle, hypermodel):
         wanted += [scope for scope in map(_scope, hp.inactive_scopes) if scope not in wanted]
         left = [scope for scope in wanted if scope not in entered]
         if not left:
-            return
+            break
         entered.append(left[0])  # or tried, where its condition cannot hold
         hp = oracle.get_space()
         hp.values.update(left[0])
         hp.ensure_active_values()
+    for name, wheres in space.defined_twice(oracle.get_space()).items():
+        print(
+            f"warning: the hyperparameter {name!r} is there {' and '.join(wheres)}. keras-tuner "
+            "may lose its value in a trial: give the two of them two names.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def epochs_of(arguments, named):

@@ -15,6 +15,7 @@ import warnings
 TUNERS = ("random", "grid", "bayesian", "hyperband")
 _OWN = "tuner/"  # keras-tuner's prefix of values that are not hyperparameters
 _NO_BOUND = 10**9
+_MOST_COUNTED = 10**4  # combinations of parents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,43 @@ def build(tuner, space, objective, direction, seed, max_epochs=0, factor=3, repe
         "bayesian": keras_tuner.oracles.BayesianOptimizationOracle,
     }[tuner]
     return oracle(max_trials=_NO_BOUND, **shared)
+
+
+def num_trials(oracle):
+    """Return how many trials an oracle has in all, 0 where that cannot be counted.
+
+    Args:
+        oracle: a `keras_tuner.Oracle` whose space is known.
+    """
+    if hasattr(oracle, "_brackets"):
+        one = sum(
+            oracle._get_size(bracket, rung)
+            for bracket in range(oracle._get_num_brackets())
+            for rung in range(oracle._get_num_rounds(bracket))
+        )
+        iterations = oracle.hyperband_iterations
+        return one * iterations if iterations < _NO_BOUND else 0
+    return _size_of_grid(oracle.hyperparameters) if hasattr(oracle, "_populate_next") else 0
+
+
+def _size_of_grid(space):
+    """Count combinations: those of the parents one by one, the others multiplied."""
+    parents = {condition.name for hp in space.space for condition in hp.conditions}
+    chosen = [{}]
+    for hp in [hp for hp in space.space if hp.name in parents]:  # parents of them come first
+        longer = []
+        for values in chosen:
+            is_there = all(condition.is_active(values) for condition in hp.conditions)
+            own = dict.fromkeys((hp.default, *hp.values)) if is_there else ()
+            longer += [values | {hp.name: value} for value in own] or [values]
+        chosen = longer
+        if len(chosen) > _MOST_COUNTED:
+            return 0
+    sizes = [(hp, len({hp.default, *hp.values})) for hp in space.space if hp.name not in parents]
+    return sum(
+        math.prod(n for hp, n in sizes if all(c.is_active(values) for c in hp.conditions))
+        for values in chosen
+    )
 
 
 def note_seeds():

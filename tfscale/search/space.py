@@ -131,24 +131,37 @@ def check(space, config, check_types):
                 raise ValueError(f"search_space(hp), {parameter.name!r}: {error}") from None
 
 
-def corners(space):
-    """Yield values that a trial may get: all defaults, and those with each extreme in turn.
-
-    Extremes are the choices of a choice and the ends of a range.
+def extremes(space):
+    """Yield what may be chosen at most: nothing, each choice, the ends of each range.
 
     Args:
         space: the `keras_tuner.HyperParameters`.
 
     Yields:
-        What was chosen, and with it all active hyperparameters; dicts by name.
+        Dicts by name, with what a choice needs to be active.
     """
-    for chosen in ({}, *(_reaching(hp, value) for hp in space.space for value in _extremes(hp))):
-        hps = space.copy()
-        hps.values = {}
-        for hp in space.space:  # parents come first
-            if hps.is_active(hp):
-                hps.values[hp.name] = chosen.get(hp.name, hp.default)
-        yield chosen, hps.values
+    yield {}
+    for hp in space.space:
+        for value in _extremes(hp):
+            yield _reaching(hp, value)
+
+
+def filled(space, chosen):
+    """Return the values of a trial for which some were chosen; the others are defaults.
+
+    Args:
+        space: the `keras_tuner.HyperParameters`.
+        chosen: some values by name.
+
+    Returns:
+        All active hyperparameters, a dict by name.
+    """
+    hps = space.copy()
+    hps.values = {}
+    for hp in space.space:  # parents come first
+        if hps.is_active(hp):
+            hps.values[hp.name] = chosen.get(hp.name, hp.default)
+    return hps.values
 
 
 def apply(config, values):
@@ -256,9 +269,7 @@ def _reaching(hp, value):
 def _probes(space):
     """Yield values, by name, that may lead into a branch: extremes, and pairs of choices."""
     choices = [hp for hp in space.space if not hasattr(hp, "min_value")]
-    for hp in space.space:
-        for value in _extremes(hp):
-            yield _reaching(hp, value)
+    yield from extremes(space)
     for one, other in itertools.combinations(choices, 2):
         for value, with_it in itertools.product(one.values, other.values):
             yield _reaching(one, value) | _reaching(other, with_it)
@@ -272,8 +283,8 @@ def _branches(new, left, chosen, space):
     for hp in space.space:
         if hp.name in chosen and not hasattr(hp, "min_value"):
             value = chosen[hp.name]
-            others = [one for one in hp.values if one != value]
-            scopes.append(f"`with hp.conditional_scope({hp.name!r}, {[value] if new else others}):`")
+            values = [value] if new else [one for one in hp.values if one != value]
+            scopes.append(f"`with hp.conditional_scope({hp.name!r}, {values}):`")
     way = f"Write {' and '.join(scopes)} around it."
     if not scopes:
         way = "Let a hp.Choice or a hp.Boolean decide, with `with hp.conditional_scope(...):`."

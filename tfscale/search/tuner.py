@@ -316,6 +316,7 @@ class Tuner(hooks.Hooks, found.Found):
             parameters=space.parameters(oracle.get_space()),
             run_dir=run_dir,
             began=found["began"],
+            tuner_trials=0 if epochs else oracles.num_trials(oracle),  # a grid may still grow
         )
         return facts, found["seed"]
 
