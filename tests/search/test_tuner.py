@@ -275,6 +275,15 @@ def test_a_name_with_two_conditions_is_warned_of(tmp_path, capsys):
     assert "'units' is there where kind in ['small'] and where kind in" in capsys.readouterr().err
 
 
+def test_search_with_other_epochs_than_its_folder_is_refused(tmp_path):
+    began = make(tmp_path)
+    (run_dir := pathlib.Path(began.project_dir)).mkdir()
+    began._settle(run_dir, began.oracle, epochs=3)
+    with pytest.raises(ValueError, match="with epochs: 3 there and 5 here"):
+        make(tmp_path).search(np.ones((8, 4)), np.ones((8, 1)), 4, 5, verbose=0)  # by place
+    assert not (run_dir / "trials").exists()
+
+
 def test_damaged_lines_of_a_curve_are_left_out(tmp_path):
     lines = ['{"epoch": 0, "train": {"loss": 2.0}}', '{"epoch": 0, "val', "7", '{"at": 1}']
     (tmp_path / scripts.METRICS).write_text("\n".join(lines) + "\n")
