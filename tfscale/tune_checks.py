@@ -58,7 +58,8 @@ class _Tries:
         checks.check_enough_replicas(config.data.global_batch_size, self._shard)
         data = _text(config.data)
         if data not in self._splits:
-            self._splits = {data: load.load(config.data)}  # one at a time: they may be large
+            self._splits = {}  # one at a time: they may be large
+            self._splits[data] = load.load(config.data)
         splits = self._splits[data]
         parts = (data, *map(_text, (config.model, config.loss, config.metrics)))
         if parts not in self._models:
