@@ -25,7 +25,7 @@ ROOMS = (
     {"config_files", "lending"},
     {"command_line", "run_folder", "script_folder", "tune_flags", "observation"},
     {"experiment"},
-    {"scoring"},
+    {"scoring", "tune_checks", "tune_folder"},
     {*COMMANDS, "run_script", "__main__"},
 )
 # Within one line of ROOMS, besides a room and itself.

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tfscale import tune
+from tfscale import tune, tune_folder
 from tfscale.cluster import ports
 from tfscale.search import trials
 
@@ -78,6 +78,41 @@ def refusal(capfd, *arguments):
         (RATE, ["--search_chief=127.0.0.1:1", "--lease_seconds=100000"], "86400"),
         (RATE, ["--config.data.validation_split=test"], "No trial sees the test split"),
         ('hp.Choice("loss.name", ["poisson", "mse"])', ["--objective=val_loss"], "by a metric"),
+        (
+            'hp.Float("model.arguments.l2", 1e-6, 1e-3)',
+            ["--objective=val_loss"],
+            "different penalties, which are part of the loss, are compared by a metric",
+        ),
+        (RATE, ["--max_trials=0"], "'optimizer.learning_rate', a range without a step. Give a num"),
+        (
+            'hp.Choice("optimizer.name", ["sgd", "adam"])',
+            ["--max_trials=0", "--tuner=bayesian"],
+            "Give a number of trials, or use --tuner=grid",
+        ),
+        (
+            'hp.Choice("data.global_batch_size", [1, 32])',
+            ["--workers_per_trial=2", "--oversubscribe"],
+            "search_space(hp), with data.global_batch_size=1: A global batch (`data.glob",
+        ),
+        (
+            'hp.Choice("data.global_batch_size", [1, 32])',
+            ["--strategy=mirrored"],
+            "with data.global_batch_size=1: ",
+        ),
+        (
+            'hp.Choice("data.transforms", ["flatten", "fleece"])',
+            [],
+            "with data.transforms='fleece'",
+        ),
+        ('hp.Choice("loss.name", ["mse", "msee"])', ["--objective=accuracy"], "loss.name='msee': "),
+        (
+            'hp.Choice("train.mixed_precision", ["", "float8"])',
+            [],
+            "with train.mixed_precision='float8': `train.mixed_precision` must be",
+        ),
+        ('hp.Float("model.arguments.dropout", 0, 2)', [], "with model.arguments.dropout=2.0: "),
+        ('hp.Int("train.epochs", 0, 3)', [], "with train.epochs=0: `train.epochs` must be"),
+        ('raise SystemExit("No.")', [], "fails: SystemExit: No. Mend it."),
         (RATE, ["--max_epochs=3"], "belongs to --tuner=hyperband"),
         (RATE, ["--parallel_trials=0"], "Use at least 1"),
         (RATE, ["--search_chief=host0"], "must be 'host:port'"),
@@ -107,6 +142,36 @@ def test_folder_of_a_run_or_of_another_search_is_refused(search, tmp_path, capfd
     (tmp_path / "run/oracle.json").unlink()
     (tmp_path / "run/search.json").write_text(json.dumps({"began": 1, "tuner": "grid"}))
     assert 'tuner: "grid" there and "random" here' in refusal(capfd, *search())
+
+
+def test_folder_of_something_else_is_refused_and_left_as_it_was(search, tmp_path, capfd):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/results.csv").write_text("mine")
+    assert "which has results.csv and no search.json" in refusal(capfd, *search())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["results.csv"]
+
+
+def test_folder_with_logs_alone_is_taken(tmp_path):
+    for name in ("slurm-7.out", ".nfs01", "job.err", "job.log", "lost+found", "logs", "chief.json"):
+        (tmp_path / name).mkdir()
+    tune_folder.open_journal(tmp_path).close()
+    tune_folder.open_journal(tmp_path).close()  # it has a journal now
+    (tmp_path / "thesis.txt").touch()
+    tune_folder.open_journal(tmp_path).close()
+
+
+def test_choices_that_fit_with_others_than_the_defaults_are_taken():
+    import keras_tuner
+
+    from tfscale import tune_checks
+    from tfscale.config import ModelConfig, RunConfig
+    from tfscale.search import space
+
+    hp = keras_tuner.HyperParameters()
+    hp.Choice("train.max_loss", [0.0, 5.0])
+    hp.Choice("train.on_bad_loss", ["", "stop"])  # 5.0 is refused with the first one
+    base = RunConfig(model=ModelConfig(name="mlp", arguments={"units": (4,)}))
+    tune_checks.check_trials(hp, lambda values: space.apply(base, values), 1)
 
 
 def test_schedule_may_span_more_epochs_than_the_run():
@@ -193,6 +258,66 @@ def test_killed_search_goes_on_with_its_trial_and_scores_its_winner(search, tmp_
     assert f"python -m tfscale.fit --config={run_dir / 'best.json'}" in shown
     accuracy = json.loads((run_dir / "summary.json").read_text())["test"]["accuracy"]
     assert f"accuracy {accuracy:.4f}" in shown
+
+
+@pytest.mark.workers
+def test_stopped_search_says_where_it_is_and_how_it_goes_on(search, tmp_path):
+    config, _ = search()
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command([config, "--max_trials=1", "--config.train.epochs=500"]),
+        cwd=tmp_path,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "trial 0000 begins" in line:
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(100) == 143
+    [run_dir] = (tmp_path / "runs").iterdir()
+    where = f"runs/{run_dir.name}"
+    assert f"the search is in {where}\n" in lines
+    assert lines[-1] == f"stopped; the same command with --run_dir={where} goes on.\n"
+
+
+@pytest.mark.workers
+def test_full_disk_stops_a_search_that_goes_on_when_there_is_room(search, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
+    if os.getuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small file system")
+    try:
+        run_dir = disk / "my run"
+        arguments = [*search(), "--max_trials=3", f"--run_dir={run_dir}"]
+        arguments += ["--config.checkpoint.keep_last=100", "--config.checkpoint.save_every_steps=5"]
+
+        def run():
+            done = subprocess.run(
+                command(arguments),
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=250,
+            )
+            return done.returncode, done.stdout + done.stderr
+
+        code, shown = run()
+        assert code == 1 and "error: The disk must have room" in shown, shown
+        events = trials._lines(run_dir / "journal.jsonl")
+        assert not [e for e in events if e.get("state") == "failed"], shown
+        subprocess.run(["mount", "-o", "remount,size=60m", str(disk)], check=True)
+        code, shown = run()
+        assert code == 0, shown
+        assert f"python -m tfscale.fit '--config={run_dir / 'best.json'}'\n" in shown
+        assert [row["state"] for row in table(run_dir)] == ["completed"] * 3
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.slow

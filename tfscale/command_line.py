@@ -137,12 +137,13 @@ def run(main, argv):
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(
-            f"error: The disk must have room for the run. Received: {error}. What was written "
-            "whole stays; make room and start the same command again.",
-            file=sys.stderr,
-            flush=True,
-        )
+        with contextlib.suppress(OSError):  # standard error may be a file on that disk
+            print(
+                f"error: The disk must have room for the run. Received: {error}. What was written "
+                "whole stays; make room and start the same command again.",
+                file=sys.stderr,
+                flush=True,
+            )
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)

@@ -215,12 +215,7 @@ def build(
     Raises:
         ValueError: if anything does not fit, with the way out.
     """
-    check_types(config)
-    _check_counts(config)
-    train = config.train
-    health.Health(train.on_bad_loss, train.max_loss or None)  # refuses what does not fit
-    if config.log.profile_steps:
-        profile.Profile(config.log.profile_steps, "")  # likewise
+    check(config)
     tf_strategy = strategy_lib.make_strategy(
         strategy,
         num_replicas,
@@ -248,6 +243,23 @@ def compiled_model(config, splits):
     model = models.build(
         config.model.name, splits.input_shape, splits.num_classes, **config.model.arguments
     )
+    loss_arguments = objectives.with_logits(config.loss.name, config.loss.arguments)
+    from_logits = bool(loss_arguments.get("from_logits", False))
+    loss = objectives.build_loss(config.loss.name, loss_arguments)
+    two_classes = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
+    model.compile(
+        optimizer=optimizer(config, splits),
+        loss=loss,
+        metrics=objectives.build_metrics(
+            config.metrics.names, from_logits, isinstance(loss, two_classes)
+        ),
+        jit_compile=False,
+    )
+    return model
+
+
+def optimizer(config, splits):
+    """Return the optimizer of a configuration, with its schedule."""
     steps = splits.train.steps_per_epoch
     rate = optimizers.build_schedule(
         config.schedule.name,
@@ -256,19 +268,7 @@ def compiled_model(config, splits):
         config.schedule.arguments,
         steps * (config.schedule.epochs or config.train.epochs) if steps else None,
     )
-    loss_arguments = objectives.with_logits(config.loss.name, config.loss.arguments)
-    from_logits = bool(loss_arguments.get("from_logits", False))
-    loss = objectives.build_loss(config.loss.name, loss_arguments)
-    two_classes = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
-    model.compile(
-        optimizer=optimizers.build_optimizer(config.optimizer, rate),
-        loss=loss,
-        metrics=objectives.build_metrics(
-            config.metrics.names, from_logits, isinstance(loss, two_classes)
-        ),
-        jit_compile=False,
-    )
-    return model
+    return optimizers.build_optimizer(config.optimizer, rate)
 
 
 def strategy_name(strategy):
@@ -302,8 +302,17 @@ def save_model(model, path, is_chief):
         beside.unlink(missing_ok=True)
 
 
-def _check_counts(config):
-    """Refuse counts that no room checks itself."""
+def check(config):
+    """Refuse what is wrong with a configuration whatever its data, and what no room checks itself.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    check_types(config)
+    train = config.train
+    health.Health(train.on_bad_loss, train.max_loss or None)  # refuses what does not fit
+    if config.log.profile_steps:
+        profile.Profile(config.log.profile_steps, "")  # likewise
     at_least = {
         "train.epochs": (config.train.epochs, 1),
         "schedule.epochs": (config.schedule.epochs, 0),

@@ -10,13 +10,14 @@ import dataclasses
 import functools
 import importlib.metadata
 import pathlib
+import shlex
 import sys
-import time
 
-from tfscale import command_line, config_files, run_folder, tune_flags
+from tfscale import command_line, config_files, tune_flags, tune_folder
 from tfscale.monitor.scores import in_words
 from tfscale.search import (
     checks,
+    ends,
     joining,
     leaving,
     loop,
@@ -75,19 +76,30 @@ def _search(values, config, search_space, role, num_slots, starter):
     gpus = _import_quietly()
     space = space_lib.define(search_space)
     space_lib.check(space, config, config_files.check_types)
-    checks.check_arguments(space, config)
+    checks.check_ends(space, values.tuner, values.max_trials)
     objective, direction = checks.settle_objective(values.objective, values.direction, config)
     checks.check_comparable(space, objective, config)
-    run_dir = _run_dir(values, config, role)
+    run_dir = tune_folder.choose(values.run_dir, config, role)
     max_epochs = _max_epochs(values, config, space)
-    spans = config.schedule.epochs or max_epochs
-    _build_once(space_lib.trial_config(config, {}, objective, direction, max_epochs, spans))
+    _check_trials(values, space, config, (objective, direction, max_epochs), gpus)
     identity = _identity(values, config, space, objective, direction, max_epochs)
     shared = protocol.with_versions(identity)
+    if not values.run_dir:
+        print(f"the search is in {run_dir}", flush=True)
     if role.kind == "worker":
         return _join(values, role, run_dir, shared, processes.slots(num_slots, gpus), starter)
-    with contextlib.closing(_open(run_dir)) as journal:
+    with contextlib.closing(tune_folder.open_journal(run_dir)) as journal:
         identity = journal_lib.settle(run_dir / "search.json", identity, _MAY_CHANGE)
+        oracle = oracles.build(
+            values.tuner,
+            space,
+            objective,
+            direction,
+            values.seed,
+            max_epochs,
+            values.factor,
+            repeats=bool(identity["max_trials"]),
+        )
         facts = trials.SearchFacts(
             objective=objective,
             direction=direction,
@@ -96,12 +108,13 @@ def _search(values, config, search_space, role, num_slots, starter):
             parameters=space_lib.parameters(space),
             run_dir=run_dir,
             began=identity["began"],
+            tuner_trials=oracles.num_trials(oracle),
         )
         with service.offered(
             role, run_dir, shared, _OWN_AFFAIR, values.lease_seconds, sys.stdout
         ) as joined:
             slots = processes.slots(num_slots, gpus)
-            return _run(values, config, space, facts, journal, max_epochs, slots, joined, starter)
+            return _run(values, config, oracle, facts, journal, max_epochs, slots, joined, starter)
 
 
 def _role(values):
@@ -113,21 +126,6 @@ def _role(values):
             f"--parallel_trials=0 in a search whose role here is {role.kind!r}. Use at least 1."
         )
     return role
-
-
-def _run_dir(values, config, role):
-    """Return the folder of the search, the same on all machines."""
-    if values.run_dir:
-        return pathlib.Path(values.run_dir)
-    default = run_folder.default_path(config, time.time()).replace("/", "/search-", 1)
-    if role.kind == "alone":
-        return pathlib.Path(default)
-    if not role.job:
-        raise config_files.UsageError(
-            "The machines of a search share one folder. Received: a search on several machines "
-            "without --run_dir. Name a folder that all of them see."
-        )
-    return pathlib.Path(f"{default.rsplit('-', 2)[0]}-job{role.job}")
 
 
 def _import_quietly():
@@ -149,12 +147,20 @@ def _import_quietly():
     return gpus
 
 
-def _build_once(config):
-    """Open the data and build the model: what is wrong with them would end every trial."""
-    from tfscale import experiment
-    from tfscale.data import load
+def _check_trials(values, space, config, compared, gpus):
+    """Refuse what would end every trial, or all those with some choice."""
+    with command_line.quiet_import():
+        from tfscale import tune_checks
+    *compared, max_epochs = compared
 
-    experiment.compiled_model(config, load.load(config.data))
+    def make_config(chosen):
+        epochs = chosen.get("train.epochs", max_epochs)
+        spans = config.schedule.epochs or max_epochs
+        return space_lib.trial_config(config, chosen, *compared, epochs, spans)
+
+    mirrored = values.num_replicas or (1 if gpus else 2)
+    num_replicas = mirrored if values.strategy == "mirrored" else values.workers_per_trial
+    tune_checks.check_trials(space, make_config, num_replicas)
 
 
 def _search_space(file):
@@ -191,24 +197,6 @@ def _max_epochs(values, config, space):
     return values.max_epochs or config.train.epochs
 
 
-def _open(run_dir):
-    """Make the folder and open its journal."""
-    for file, what in (("config.json", "a run of tfscale.fit"), ("oracle.json", "keras-tuner's")):
-        if (run_dir / file).exists():
-            raise config_files.UsageError(
-                "--run_dir must be a new folder or that of this search. Received: "
-                f"{run_dir}, which holds {what}. Use another --run_dir."
-            )
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        return journal_lib.Journal(run_dir / "journal.jsonl")
-    except OSError as error:
-        raise config_files.UsageError(
-            f"--run_dir must be a folder that can be written. Received: {run_dir} "
-            f"({error.strerror}). Use another --run_dir."
-        ) from None
-
-
 def _identity(values, config, space, objective, direction, max_epochs):
     """Return what makes this search another one than others."""
     names = ("tuner", "seed", "strategy", "workers_per_trial", "num_replicas", "deterministic")
@@ -220,13 +208,13 @@ def _identity(values, config, space, objective, direction, max_epochs):
         "direction": direction,
         "max_epochs": max_epochs,
         "max_trials": _DEFAULT_TRIALS[values.tuner] if max_trials is None else max_trials,
-        "space": space.get_config()["space"],
+        "space": space_lib.described(space),
         "config": dataclasses.asdict(config),
         "keras_tuner": importlib.metadata.version("keras-tuner"),
     }
 
 
-def _run(values, config, space, facts, journal, max_epochs, slots, joined, starter):
+def _run(values, config, oracle, facts, journal, max_epochs, slots, joined, starter):
     """Search, and say what was found; return the exit code."""
     schedule_epochs = max_epochs if values.tuner == "hyperband" else config.schedule.epochs
 
@@ -240,16 +228,6 @@ def _run(values, config, space, facts, journal, max_epochs, slots, joined, start
             schedule_epochs,
         )
 
-    oracle = oracles.build(
-        values.tuner,
-        space,
-        facts.objective,
-        facts.direction,
-        values.seed,
-        max_epochs,
-        values.factor,
-        repeats=bool(facts.max_trials),
-    )
     shown = views.Views(facts, sys.stdout, sys.stdout.isatty())
     stops_at = functools.partial(
         stopping.stops_at,
@@ -278,8 +256,14 @@ def _run(values, config, space, facts, journal, max_epochs, slots, joined, start
     try:
         records = search.run()
     except leaving.ToldToLeave as left:
-        print("stopped; the same command goes on.", file=sys.stderr, flush=True)
+        way_on = tune_folder.way_on(facts.run_dir, values.run_dir)
+        print(f"stopped; {way_on} goes on.", file=sys.stderr, flush=True)
         return left.code
+    except OSError as error:
+        if ends.has_no_room(error) and not values.run_dir:
+            way_on = tune_folder.way_on(facts.run_dir, values.run_dir)
+            print(f"when there is room, {way_on} goes on.", file=sys.stderr, flush=True)
+        raise
     best.look_at_all(records)
     code = _conclude(best, make_config, _strategy_flags(values))
     if joined is not None:
@@ -297,7 +281,8 @@ def _conclude(best, make_config, strategy_flags):
         shown_scores = "  ".join(f"{name} {in_words(value)}" for name, value in scores.items())
         at = f"trial {best.record.id}, its epoch {best.record.best_epoch}"
         print(f"test    {shown_scores}   ({at})")
-    command = " ".join([f"python -m tfscale.fit --config={best.path}", *strategy_flags])
+    flags = [f"--config={best.path}", *strategy_flags]
+    command = " ".join(["python -m tfscale.fit", *map(shlex.quote, flags)])
     print(f"train   {command}", flush=True)
     return 0
 

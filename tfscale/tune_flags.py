@@ -46,7 +46,7 @@ def define(values):
     flags.DEFINE_integer(
         "max_trials",
         None,
-        "trials in all; 0: all that the tuner has  [10; grid and hyperband 0]",
+        "trials in all; 0: all that a tuner with an end has  [10; grid and hyperband 0]",
         lower_bound=0,
         flag_values=values,
     )

@@ -62,6 +62,8 @@ for epoch in range(done, epochs):
         if does == "diverge":
             write(step=2, epoch=1, bad_step={"action": "stop", "bad": "loss", "loss": "nan"})
             print("error: The loss must be finite."); sys.exit(2)
+        if does == "full" and not (folder.parents[1] / "room").exists():
+            raise OSError(28, "No space left on device")
         if does == "refused":
             print("error: `model.arguments` must fit."); sys.exit(2)
     score = values["level"] + 0.1 * epoch

@@ -39,6 +39,27 @@ def test_damage_in_the_middle_is_named(tmp_path):
         journal.Journal(path)
 
 
+@pytest.mark.parametrize("left", [None, ""])
+def test_trials_without_their_journal_are_not_begun_anew(tmp_path, left):
+    path = tmp_path / "journal.jsonl"
+    (tmp_path / "trials" / "0000").mkdir(parents=True)
+    if left is not None:
+        path.write_text(left)
+    for _ in range(2):  # it stays refused
+        with pytest.raises(ValueError, match="which has trials and no journal.jsonl"):
+            journal.Journal(path)
+    assert (tmp_path / "trials" / "0000").exists()
+
+
+@pytest.mark.parametrize("damaged", ["{}", "[1]", '{"began": "soon"}', '{"beg', "\x00"])
+def test_damaged_search_is_named(tmp_path, damaged):
+    path = tmp_path / "search.json"
+    path.write_text(damaged)
+    with pytest.raises(ValueError, match=r"search.json \(.*Put it back as it was"):
+        journal.settle(path, {"tuner": "random"}, [])
+    assert path.read_text() == damaged
+
+
 def test_second_process_is_kept_out(tmp_path):
     log = journal.Journal(tmp_path / "journal.jsonl")
     with pytest.raises(ValueError, match="in which a search is going on"):

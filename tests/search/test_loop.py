@@ -1,5 +1,6 @@
 """The way of a trial, with real processes that need no TensorFlow."""
 
+import errno
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ from searching import events, pids, wait_for
 
 from tfscale import config
 from tfscale.cluster import local, ports
-from tfscale.search import leaving, processes, stopping, trials
+from tfscale.search import leaving, preparing, processes, started, stopping, trials
 
 pytestmark = pytest.mark.workers
 
@@ -74,34 +75,143 @@ def test_search_that_goes_on_counts_failed_starts_as_if_it_had_not_ended(tmp_pat
     assert len(pids(tmp_path)) == starts + 1
 
 
-class Obstructed(searching.ScriptedTrials):
-    """What a trial's folder needs cannot be written at its first start."""
+class NoLog(searching.ScriptedTrials):
+    """The log of a trial cannot be opened at its first start."""
 
     def prepare(self, record, parent):
-        self.obstacle(record).parent.mkdir(parents=True, exist_ok=True)
+        record.log.parent.mkdir(parents=True, exist_ok=True)
         if record.reason:
-            self.obstacle(record).rmdir()
+            record.log.rmdir()
         elif record.id == "0000":
-            self.obstacle(record).mkdir()
+            record.log.mkdir()
         super().prepare(record, parent)
 
 
-class NoValues(Obstructed):
-    def obstacle(self, record):
-        return record.path / "values.json"
-
-
-class NoLog(Obstructed):
-    def obstacle(self, record):
-        return record.log
-
-
-@pytest.mark.parametrize("kind", [NoValues, NoLog])
-def test_a_trial_whose_files_cannot_be_written_is_started_again(tmp_path, kind):
-    records, _ = searching.search(tmp_path, [good(0.1), good(0.2)], kind=kind)
+def test_a_trial_whose_log_cannot_be_opened_is_started_again(tmp_path):
+    records, _ = searching.search(tmp_path, [good(0.1), good(0.2)], kind=NoLog)
     assert [r.state for r in records] == ["completed"] * 2
     retried = events(tmp_path, "retried")
     assert [e["trial"] for e in retried] == ["0000"] and "Is a directory" in retried[0]["reason"]
+
+
+def failing(name, code, times=1):
+    """Return trials whose files cannot be written, or read, the first times."""
+    left = [times]
+
+    class Failing(searching.ScriptedTrials):
+        pass
+
+    def method(self, record, *given):
+        if left[0]:
+            left[0] -= 1
+            raise OSError(code, os.strerror(code))
+        return getattr(searching.ScriptedTrials, name)(self, record, *given)
+
+    setattr(Failing, name, method)
+    return Failing
+
+
+def test_a_disk_that_is_away_for_a_moment_uses_up_no_retry(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "_FIRST_PAUSE_SECONDS", 0.1)
+    kind = failing("prepare", errno.ESTALE, times=3)
+    records, _ = searching.search(tmp_path, [good(0.1), good(0.2)], kind=kind, max_retries=0)
+    assert [r.state for r in records] == ["completed"] * 2
+    times = {e["event"]: e["time"] for e in reversed(events(tmp_path)) if e.get("trial") == "0000"}
+    assert times["started"] - times["created"] > 0.1 + 0.2 + 0.4
+
+
+def test_a_disk_that_stays_away_fails_its_trial(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "_FIRST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(preparing, "_MOST_PAUSE_SECONDS", 0.2)
+    kind = failing("prepare", errno.EIO, times=3)
+    records, _ = searching.search(tmp_path, [good(0.1), good(0.2)], kind=kind, max_retries=0)
+    assert [(r.state, r.reason) for r in records] == [
+        ("failed", "[Errno 5] Input/output error"),
+        ("completed", ""),
+    ]
+
+
+def check_waits_for_room(run_dir, chosen, **settings):
+    """Search on a full disk, and again when there is room."""
+    began = time.monotonic()
+    with pytest.raises(OSError, match="room|No space") as raised:
+        searching.search(run_dir, chosen, max_retries=0, **settings)
+    assert raised.value.errno == errno.ENOSPC and time.monotonic() - began < 20
+    assert not events(run_dir, "retried")
+    before = [event["trial"] for event in events(run_dir, "ended")]
+    (run_dir / "room").touch()
+    records, _ = searching.search(run_dir, chosen, max_retries=0)
+    assert [r.state for r in records] == ["completed"] * len(chosen)
+    assert before == ["0000"] and len(events(run_dir, "ended")) == len(chosen)
+    assert all(local.state_of(pid) in ("", "Z") for pid, _ in pids(run_dir))
+
+
+def test_a_trial_that_cannot_save_on_a_full_disk_waits_with_all_others_for_room(tmp_path):
+    chosen = [good(0.1), good(0.2, does="full"), good(0.3)]
+    check_waits_for_room(tmp_path, chosen)
+    assert [done for _, done in pids(tmp_path)] == [0, 0, 1, 0]  # it went on where it was
+
+
+def test_trials_beside_the_one_that_cannot_save_are_asked_to_leave(tmp_path):
+    chosen = [good(0.1), good(0.2, does="full"), {"level": 0.3, "epochs": 100, "seconds": 0.03}]
+    check_waits_for_room(tmp_path, chosen, slots=2)
+
+
+def test_a_trial_whose_files_do_not_fit_on_a_full_disk_waits_for_room(tmp_path):
+    class Full(searching.ScriptedTrials):
+        def prepare(self, record, parent):
+            if record.id == "0001":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            super().prepare(record, parent)
+
+    check_waits_for_room(tmp_path, [good(0.1), good(0.2)], kind=Full)
+
+
+def test_a_trial_that_cannot_be_started_on_a_full_disk_waits_for_room(tmp_path, monkeypatch):
+    start = processes.TrialProcess._start_with
+
+    def start_where_is_room(self, lock):
+        if self.log.parts[-3] == "0001" and not (tmp_path / "room").exists():
+            raise OSError(errno.EDQUOT, "no room")
+        start(self, lock)
+
+    monkeypatch.setattr(processes.TrialProcess, "_start_with", start_where_is_room)
+    check_waits_for_room(tmp_path, [good(0.1), good(0.2)])
+
+
+def test_what_a_disk_does_not_tell_at_the_moment_is_read_later(tmp_path):
+    kind = failing("history", errno.EIO, times=4)
+    records, _ = searching.search(tmp_path, [good(0.1)], kind=kind)
+    assert (records[0].state, records[0].epochs) == ("completed", 3)
+
+
+def test_a_trial_whose_reports_stay_unreadable_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(started, "_UNREAD_SECONDS", 0.3)
+    kind = failing("history", errno.EIO, times=10**6)
+    records, _ = searching.search(tmp_path, [good(0.1)], kind=kind, max_retries=0)
+    assert records[0].state == "failed" and "cannot be read: [Errno 5]" in records[0].reason
+
+
+def test_a_folder_whose_start_the_journal_does_not_know_is_not_taken_over(tmp_path):
+    searching.search(tmp_path, [good(0.1), good(0.5)])
+    journal = tmp_path / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    cut = next(i for i, line in enumerate(lines) if '"created"' in line and '"0001"' in line)
+    journal.write_text("".join(lines[:cut]))
+    records, _ = searching.search(tmp_path, [good(0.1), good(0.2)])
+    assert [(r.state, r.score) for r in records] == [
+        ("completed", pytest.approx(0.3)),
+        ("completed", pytest.approx(0.4)),
+    ]
+
+
+@pytest.mark.parametrize("event", ["started", "ended"])
+def test_a_journal_that_names_an_unknown_trial_is_refused(tmp_path, event):
+    searching.search(tmp_path, [good(0.1)])
+    with open(tmp_path / "journal.jsonl", "a") as file:
+        file.write(json.dumps({"event": event, "trial": "0007", "time": 1}) + "\n")
+    with pytest.raises(ValueError, match="trial '0007' is '(started|ended)' and has not"):
+        searching.search(tmp_path, [good(0.1)])
 
 
 def test_a_trial_that_stands_still_is_ended_with_its_stacks_in_the_log(tmp_path):
@@ -182,6 +292,16 @@ def test_search_of_other_values_is_refused(tmp_path):
     searching.search(tmp_path, [good(0.1)])
     with pytest.raises(ValueError, match="where the journal has"):
         searching.search(tmp_path, [good(0.2)])
+
+
+@pytest.mark.parametrize("other", [{"epochs": 5}, {"parent": "0003"}])
+def test_search_whose_oracle_gives_another_length_or_parent_is_refused(tmp_path, other):
+    searching.search(tmp_path, [good(0.1)])
+    journal = tmp_path / "journal.jsonl"
+    first, *rest = journal.read_text().splitlines()
+    journal.write_text("\n".join([json.dumps(json.loads(first) | other), *rest]) + "\n")
+    with pytest.raises(ValueError, match=f"{next(iter(other))} .* where the journal has"):
+        searching.search(tmp_path, [good(0.1)])
 
 
 def test_signal_lets_trials_leave_and_counts_nothing(tmp_path):

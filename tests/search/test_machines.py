@@ -1,6 +1,8 @@
 """A search on several machines: processes that join, leave, die and freeze."""
 
 import contextlib
+import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -17,7 +19,7 @@ import searching
 from searching import events, pids, wait_for
 
 from tfscale.cluster import local, ports, wire
-from tfscale.search import joining, leaving, processes, protocol, roles, service, trials
+from tfscale.search import ends, joining, leaving, processes, protocol, roles, service, trials
 
 pytestmark = pytest.mark.workers
 LEASE = 6  # seconds: what a busy machine keeps
@@ -157,6 +159,18 @@ def test_a_machine_that_is_told_to_leave_hands_its_trials_over(machines):
     wait_for(lambda: [e for e in events(run_dir, "lost") if e["trial"] == left], 20)
     assert events(run_dir, "lost")[0]["reason"] == "m2 left"
     machines.finish(chief)
+    check_undisturbed(run_dir, todo)
+
+
+def test_a_trial_that_has_no_room_on_a_joined_machine_waits_for_it(machines):
+    todo, run_dir = [{**values, "does": "full"} for values in chosen(2)], machines.run_dir
+    chief, second = machines.lead(todo, slots=0), machines.join(todo)
+    assert chief.wait(40) == 1
+    assert f"[Errno {errno.ENOSPC}] trial 0000: No space left" in machines.said("chief")
+    assert not events(run_dir, "ended") and not events(run_dir, "retried")
+    (run_dir / "room").touch()
+    again = machines.lead(todo, slots=0)
+    machines.finish(again, second)
     check_undisturbed(run_dir, todo)
 
 
@@ -398,7 +412,7 @@ class TestStrangers:
     def test_what_is_said_of_another_start_is_not_believed(self, led, tmp_path):
         channel, _ = self.hello(led, tmp_path)
         trial = led.free_slots()[0].start("0003")
-        ended = {"state": "completed", "reason": "", "may_come_right": False}
+        ended = dataclasses.asdict(ends.End("completed"))
         word = {"trial": "0003", "start": 99, "seconds": 1.0, "end": ended}
         channel.send({"slots": [word]})
         order = channel.receive(10)["slots"][0]

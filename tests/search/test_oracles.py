@@ -161,6 +161,45 @@ def test_one_seed_gives_one_order_and_another_seed_another():
     assert oracles.Asker(own).ask() == asker("random").ask()
 
 
+def test_an_oracle_that_is_given_a_seed_remembers_it():
+    oracles.note_seeds()
+    oracles.note_seeds()  # once is enough
+    make = keras_tuner.oracles.RandomSearchOracle
+    given = [oracles.given_seed(make("val_loss", **seed)) for seed in ({}, {"seed": 4})]
+    assert given == [None, 4]
+    assert oracles.given_seed(make("val_loss", 3, 7)) == 7
+
+
+@pytest.mark.parametrize("step", [0.3, None])
+def test_trials_of_a_grid_are_counted(step):
+    hp = space()
+    hp.Choice(
+        "optimizer.clip", ["norm", "value"], parent_name="optimizer.name", parent_values="sgd"
+    )
+    with (
+        hp.conditional_scope("optimizer.name", ["sgd"]),
+        hp.conditional_scope("optimizer.clip", ["norm"]),
+    ):
+        hp.Float("optimizer.clip_norm", 0.0, 1.0, step=step)
+    hp.Boolean("data.shuffle")
+    oracle = asker("grid", hp)
+    number = 0
+    while (asked := oracle.ask()).kind == "trial":
+        number += 1
+    assert asked.kind == "idle" and oracles.num_trials(oracle._oracle) == number
+
+
+def test_trials_of_hyperband_are_counted():
+    oracle, number = asker("hyperband"), 0
+    while (asked := oracle.ask()).kind == "trial":
+        number += 1
+        oracle.tell(asked.id, [{"epoch": 1, "val_accuracy": number / 100}], "completed")
+    assert oracles.num_trials(oracle._oracle) == number
+    for tuner, repeats in (("hyperband", True), ("random", False)):
+        endless = oracles.build(tuner, space(), "val_accuracy", "max", 3, 9, 3, repeats)
+        assert oracles.num_trials(endless) == 0
+
+
 def test_private_names_of_keras_tuner_that_are_used():
     """A new keras-tuner that moves one of them fails here by name."""
     oracle = keras_tuner.oracles.BayesianOptimizationOracle("val_loss", hyperparameters=space())

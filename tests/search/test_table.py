@@ -1,5 +1,6 @@
 """What a person reads of a search, on a terminal and through a pipe."""
 
+import dataclasses
 import io
 import re
 
@@ -35,7 +36,11 @@ def test_time_left_counts_trials_to_come_and_those_that_run(tmp_path):
     # 12 s each: two to come, one with 1 of 3 epochs at 4 s each left, one with 12 - 2 s left.
     assert table.seconds_left(facts, found) == pytest.approx((2 * 12 + 4 + 10) / 2)
     assert table.seconds_left(facts, [half]) is None
-    assert table.seconds_left(records.facts(tmp_path, max_trials=0), found) is None
+    endless = records.facts(tmp_path, max_trials=0)
+    assert table.seconds_left(endless, found) is None
+    counted = dataclasses.replace(endless, tuner_trials=facts.max_trials)  # of a grid
+    assert table.seconds_left(counted, found) == table.seconds_left(facts, found)
+    assert f" of {facts.max_trials} trials" in table.headline(counted, found, 1.0)
 
 
 @pytest.mark.parametrize(("direction", "best"), [("max", "0002"), ("min", "0001")])
@@ -161,3 +166,10 @@ def test_a_reader_that_has_gone_and_a_folder_that_is_gone_end_nothing(tmp_path, 
     view.update([records.record(tmp_path, 0)])
     view.finish([records.record(tmp_path, 0)])
     assert "results.csv could not be written" in capsys.readouterr().err
+
+
+def test_command_at_the_end_is_one_that_a_shell_takes(tmp_path):
+    found = records.record(tmp_path, 0)
+    lines = table.closing(records.facts(tmp_path / "my runs"), [found], 1.0, 1e9)
+    [look] = [line for line in lines if line.startswith("look")]
+    assert f"--logdir '{tmp_path / 'my runs'}' " in look

@@ -261,6 +261,35 @@ def test_all_conditional_scopes_are_found(tmp_path, capsys):
     assert "more_units (Int)" in capsys.readouterr().out
 
 
+def test_a_name_with_two_conditions_is_warned_of(tmp_path, capsys):
+    def build_either(hp):
+        kind = hp.Choice("kind", ["small", "large"])
+        for name, most in (("small", 8), ("large", 64)):
+            with hp.conditional_scope("kind", [name]):
+                if kind == name:
+                    hp.Int("units", 1, most)
+        return build(keras_tuner.HyperParameters())
+
+    oracle = keras_tuner.oracles.RandomSearchOracle(objective="val_loss")
+    tuner.Tuner(build_either, oracle, directory=tmp_path)
+    assert "'units' is there where kind in ['small'] and where kind in" in capsys.readouterr().err
+
+
+def test_search_with_other_epochs_than_its_folder_is_refused(tmp_path):
+    began = make(tmp_path)
+    (run_dir := pathlib.Path(began.project_dir)).mkdir()
+    began._settle(run_dir, began.oracle, epochs=3)
+    with pytest.raises(ValueError, match="with epochs: 3 there and 5 here"):
+        make(tmp_path).search(np.ones((8, 4)), np.ones((8, 1)), 4, 5, verbose=0)  # by place
+    assert not (run_dir / "trials").exists()
+
+
+def test_damaged_lines_of_a_curve_are_left_out(tmp_path):
+    lines = ['{"epoch": 0, "train": {"loss": 2.0}}', '{"epoch": 0, "val', "7", '{"at": 1}']
+    (tmp_path / scripts.METRICS).write_text("\n".join(lines) + "\n")
+    assert scripts.read_history(tmp_path / scripts.METRICS) == [{"epoch": 1, "loss": 2.0}]
+
+
 SESSION = """
 import numpy as np, tfscale.search, sys
 from space import build

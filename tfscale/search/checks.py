@@ -1,40 +1,36 @@
-"""What is refused before a trial starts, because every trial, or some, would fail by it.
+"""What is refused of a search before a trial starts: its objective, its end, what it compares.
 
-The names in a space are the affair of `space`; here are the builders' arguments and the objective.
+The names in a space are the affair of `space`, the configurations of its trials of `tune_checks`.
 """
 
-import inspect
-
-from tfscale.names import check_known, nearest
+from tfscale.names import nearest
 from tfscale.search import space as space_lib
 
+_PENALTIES = (["model", "arguments", "l1"], ["model", "arguments", "l2"])
 
-def check_arguments(space, config):
-    """Refuse arguments of models, optimizers and schedules that their builders do not know.
+
+def check_ends(space, tuner, max_trials):
+    """Refuse a search without a number of trials whose tuner never comes to an end.
 
     Args:
         space: the `keras_tuner.HyperParameters`.
-        config: the base `RunConfig`.
+        tuner: one of `oracles.TUNERS`.
+        max_trials: trials at most; 0 for all that the tuner has, None for its default.
 
     Raises:
-        ValueError: with the nearest name.
+        ValueError: with the range that has no end.
     """
-    from tfscale import models, optimizers
-
-    for values in space_lib.corners(space):
-        chosen = space_lib.apply(config, values)
-        name = chosen.model.name
-        check_known("`model.name`", [name], models.BUILDERS)
-        allowed = inspect.signature(getattr(models, name)).parameters
-        check_known(f"An argument of the model {name!r}", chosen.model.arguments, allowed)
-        optimizers.build_optimizer(chosen.optimizer, chosen.optimizer.learning_rate)
-        optimizers.build_schedule(
-            chosen.schedule.name,
-            chosen.optimizer.learning_rate,
-            chosen.schedule.warmup_steps,
-            chosen.schedule.arguments,
-            _MANY_STEPS,
-        )
+    if max_trials != 0 or tuner not in ("random", "bayesian"):
+        return
+    endless = [hp.name for hp in space.space if hasattr(hp, "min_value") and hp.step is None]
+    if tuner == "random" and not endless:
+        return
+    why = f" with {endless[0]!r}, a range without a step" if endless else ""
+    way = "" if tuner == "bayesian" else ", or each range a step"
+    raise ValueError(
+        "--max_trials=0 is for a tuner that has an end. Received: "
+        f"--max_trials=0 --tuner={tuner}{why}. Give a number of trials{way}, or use --tuner=grid."
+    )
 
 
 def check_comparable(space, objective, config):
@@ -48,13 +44,18 @@ def check_comparable(space, objective, config):
     Raises:
         ValueError: naming the hyperparameter, or the split.
     """
-    losses = [p.name for p in space_lib.parameters(space) if p.name.split(".")[0] == "loss"]
-    if losses and objective.endswith("loss"):
-        raise ValueError(
-            "Trials with different losses are compared by a metric. Received: "
-            f"{losses[0]!r} in the space and --objective={objective}. Use another objective, such "
-            "as val_accuracy, or take it out of the space."
-        )
+    names = [parameter.name for parameter in space_lib.parameters(space)]
+    if objective.endswith("loss"):
+        for name in names:
+            which = "losses" if name.split(".")[0] == "loss" else ""
+            if name.split(".")[:3] in _PENALTIES:
+                which = "penalties, which are part of the loss,"
+            if which:
+                raise ValueError(
+                    f"Trials with different {which} are compared by a metric. Received: "
+                    f"{name!r} in the space and --objective={objective}. Use another objective, "
+                    "such as val_accuracy, or take it out of the space."
+                )
     data = config.data
     test = _parts(data.test_split)
     for name in ("train_split", "validation_split"):
@@ -108,6 +109,3 @@ def settle_objective(objective, direction, config):
             f"Received: --objective={objective}. Add --direction=max or --direction=min."
         )
     return objective, direction
-
-
-_MANY_STEPS = 10**6  # a schedule of a run whose data nobody has looked at yet

@@ -1,9 +1,13 @@
 """What a `Tuner` does with a hypermodel: takes it, builds its models, finds out its space."""
 
 import inspect
+import numbers
+import sys
 
 import keras
 import keras_tuner
+
+from tfscale.search import space
 
 
 def as_hypermodel(given):
@@ -78,20 +82,28 @@ def populate(oracle, hypermodel):
         wanted += [scope for scope in map(_scope, hp.inactive_scopes) if scope not in wanted]
         left = [scope for scope in wanted if scope not in entered]
         if not left:
-            return
+            break
         entered.append(left[0])  # or tried, where its condition cannot hold
         hp = oracle.get_space()
         hp.values.update(left[0])
         hp.ensure_active_values()
+    for name, wheres in space.defined_twice(oracle.get_space()).items():
+        print(
+            f"warning: the hyperparameter {name!r} is there {' and '.join(wheres)}. keras-tuner "
+            "may lose its value in a trial: give the two of them two names.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def epochs_of(arguments, named):
     """Return the epochs that `keras.Model.fit` would make of what `search` was given."""
     try:
         given = inspect.signature(keras.Model.fit).bind_partial(None, *arguments, **named)
+        epochs = given.arguments.get("epochs")
     except TypeError:  # arguments of a HyperModel.fit of the user's own
-        return named.get("epochs", 1)
-    return given.arguments.get("epochs", 1)
+        epochs = named.get("epochs")
+    return int(epochs) if isinstance(epochs, numbers.Integral) else 1
 
 
 def _scope(conditions):

@@ -20,13 +20,19 @@ class Journal:
         path: the file; made if it is not there.
 
     Raises:
-        ValueError: if another process has it open, or a line of it is damaged.
+        ValueError: if another process has it open, a line of it is damaged, or it is not there
+            though its trials are.
     """
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
         self._file = open_alone(self.path)
-        self.events = self._read()
+        try:
+            self.events = self._read()
+            self._check_there()
+        except ValueError:
+            self._file.close()
+            raise
 
     def append(self, event):
         """Write an event; it lasts when this returns.
@@ -58,9 +64,19 @@ class Journal:
                 raise ValueError(
                     "A search goes on from its journal, line by line. Received: "
                     f"{self.path}, whose line {number} is not JSON. Cut the file off in front of "
-                    "it, or use another --run_dir."
+                    "it, or search in another folder."
                 ) from None
         return events
+
+    def _check_there(self):
+        """Refuse to begin anew beside trials of which the journal knows nothing."""
+        trials = self.path.parent / "trials"
+        if not self.events and trials.is_dir() and any(trials.iterdir()):
+            raise ValueError(
+                "A search goes on from its journal. Received: "
+                f"{self.path.parent}, which has trials and no {self.path.name}, or an empty one. "
+                "Put it back, remove the folder, or search in another one."
+            )
 
 
 def open_alone(path):
@@ -79,9 +95,9 @@ def open_alone(path):
     except OSError:
         file.close()
         raise ValueError(
-            "A folder holds one search at a time. Received: --run_dir="
-            f"{path.parent}, in which a search is going on. Wait for it, or use another "
-            "--run_dir."
+            "A folder holds one search at a time. Received: "
+            f"{path.parent}, in which a search is going on. Wait for it, or search in another "
+            "folder."
         ) from None
     return file
 
@@ -103,18 +119,42 @@ def settle(path, identity, may_change):
     """
     path = pathlib.Path(path)
     identity = {"began": round(time.time(), 3)} | json.loads(json.dumps(identity))
-    if path.exists():
-        before = json.loads(path.read_text())
+    before = read_identity(path)
+    if before:
         identity["began"] = before["began"]
         found = differences(before, identity, may_change)
         if found:
             raise ValueError(
                 "A search goes on as the one it began as. Received: "
-                f"--run_dir={path.parent} with {'; '.join(found[:5])}. Use another "
-                "--run_dir."
+                f"{path.parent} with {'; '.join(found[:5])}. Go back to that, or search in another "
+                "folder."
             )
     write_whole(path, json.dumps(identity, indent=2) + "\n")
     return identity
+
+
+def read_identity(path):
+    """Return what the search of a folder is, {} where there is none.
+
+    Args:
+        path: the file that `settle` writes.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+        float(found["began"])
+    except (ValueError, TypeError, KeyError) as error:
+        why = "no time at which it began" if isinstance(error, KeyError) else error
+        raise ValueError(
+            "A search goes on as what its search.json says, whole. Received: "
+            f"{path} ({why}). Put it back as it was, or search in another folder."
+        ) from None
+    return found
 
 
 def differences(there, here, may_differ=()):

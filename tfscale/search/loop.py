@@ -7,14 +7,14 @@ runs is the affair of an object such as `trials.FitTrials`, what is shown that o
 
 import collections
 import contextlib
+import errno
 import time
 
 from tfscale.cluster import local
-from tfscale.search import leaving, processes, trials
+from tfscale.search import ends, leaving, oracles, preparing, processes, started, trials
 
 _POLL_SECONDS = 0.1
 _MOST_LOSSES = 5  # of a trial, with the machines that it ran on; then it is to blame
-_READ_SECONDS = 0.5  # between two looks at what a trial has reported
 
 
 class Search:
@@ -61,13 +61,14 @@ class Search:
         self.facts, self.records = facts, []
         self._journal, self._asker, self._kind, self._views = journal, asker, kind, views
         self._epochs_of, self._service = epochs_of, service
+        self._preparation = preparing.Preparation(kind)
         self._own_slots = [processes.Slot(0)] if slots is None else list(slots)
         self._max_retries, self._hang_seconds = max_retries, hang_timeout_seconds
         self._grace_seconds = grace_seconds
         self._starter = starter or processes.Starter()
         self._stops_at, self._when_ended = stops_at, when_ended
         self._waiting = collections.deque()  # records that need a slot, oldest first
-        self._running = {}  # id -> _Running
+        self._running = {}  # id -> started.Started
         self._tries = {}  # id -> starts that have failed since its last new epoch, and its epochs
         self._losses = collections.Counter()  # id -> machines that were lost with it
         self._sessions = {}  # id -> the session of a joined machine that may run it, and its lease
@@ -84,6 +85,7 @@ class Search:
         Raises:
             ValueError: if the journal is that of another space, or of another keras-tuner.
             leaving.ToldToLeave: if a signal ended it; the same command goes on.
+            OSError: if the disk has no room; the same command goes on when there is some.
         """
         self._replay()
         self._began, told = time.monotonic(), []
@@ -102,6 +104,10 @@ class Search:
                 if told:
                     self._leave()
                     raise leaving.ToldToLeave(told[0])
+            except OSError as error:
+                if ends.has_no_room(error):
+                    self._leave()
+                raise
             finally:
                 for running in self._running.values():
                     running.process.kill()
@@ -150,16 +156,22 @@ class Search:
         for record, slot in zip(ready, slots, strict=False):
             self._waiting.remove(record)
             try:
-                self._kind.prepare(record, self._record(record.parent) if record.parent else None)
-                record.log.parent.mkdir(exist_ok=True)
-            except OSError as error:  # a disk that is full, or away for a moment
-                self._take_in(record, processes.End(trials.FAILED, str(error), True))
+                parent = self._record(record.parent) if record.parent else None
+                if not self._preparation.attempt(record, parent):
+                    self._waiting.append(record)
+                    continue
+            except OSError as error:
+                if ends.has_no_room(error):
+                    raise
+                self._take_in(record, ends.End(trials.FAILED, str(error), True))
                 continue
             self._running[record.id] = self._start_in(slot, record)
             record.started = record.started or self._journal.events[-1]["time"]
 
     def _may_start(self, record):
-        """Say whether no machine, of an earlier life of the search, may still run a trial."""
+        """Say whether it is time, and no machine of an earlier life may still run a trial."""
+        if not self._preparation.is_due(record):
+            return False
         session, lease_seconds = self._sessions.get(record.id, ("", 0.0))
         if not session or (self._service is not None and self._service.is_gone(session)):
             return True
@@ -171,7 +183,7 @@ class Search:
             self._sessions[record.id] = stay = (slot.session, slot.lease_seconds)
             place = {"on": slot.machine, "session": stay[0], "lease_seconds": stay[1]}
             self._write("started", trial=record.id, **place)
-            return _Running(record, slot.start(record.id), None)
+            return started.Started(record, slot.start(record.id), None)
         record.machine = ""
         self._own_slots.remove(slot)
         self._write("started", trial=record.id)
@@ -186,19 +198,15 @@ class Search:
         )
         if self._waiting or self._wants_more():
             self._starter.prepare(slot)
-        return _Running(record, process, slot)
+        return started.Started(record, process, slot)
 
     def _look_at(self, running):
         """Take in how far a trial is, stop it if it will not win, and take in its end."""
         record, process = running.record, running.process
         has_ended = process.has_ended()
-        record.seconds = running.seconds_before + process.seconds
-        if not has_ended and process.seconds < running.reads_at:
+        if not running.read(self._kind, has_ended):
             return
-        running.reads_at = process.seconds + _READ_SECONDS
-        if has_ended and running.slot is None:
-            trials.look_anew(record.path)
-        self._take_history(record, self._kind.history(record))
+        self._take_history(record, running.history)
         if running.stops_at is None and self._stops_at:
             others = [
                 r.history for r in self.records if r is not record and r.state in trials.SCORED
@@ -219,15 +227,19 @@ class Search:
         record = running.record
         if running.process.lost and not running.stops_at and self._goes_on_elsewhere(running):
             return
-        end = running.process.end(self._kind.diverged(record))
+        end = running.process.end(running.diverged)
+        if end.needs_room:  # it waits, as all others do, and nothing is counted
+            raise OSError(errno.ENOSPC, f"trial {record.id}: {end.reason}")
+        if running.unreadable:
+            end = ends.End(trials.FAILED, running.unreadable, True)
         if running.stops_at:
             record.history = record.history[: running.stops_at]
-            end = processes.End(trials.STOPPED, f"by the median at epoch {running.stops_at}")
+            end = ends.End(trials.STOPPED, f"by the median at epoch {running.stops_at}")
         self._take_history(record, record.history)
         if end.state == trials.COMPLETED and (reason := self._kind.unfinished(record)):
-            end = processes.End(trials.FAILED, reason)
+            end = ends.End(trials.FAILED, reason)
         if end.state == trials.COMPLETED and record.score is None:
-            end = processes.End(trials.DIVERGED, f"{self.facts.objective} was never finite")
+            end = ends.End(trials.DIVERGED, f"{self.facts.objective} was never finite")
         self._take_in(record, end)
 
     def _take_in(self, record, end):
@@ -286,7 +298,7 @@ class Search:
             if kind in ("created", "idle"):  # one that was exhausted is asked once more
                 self._replay_ask(event)
             elif kind == "ended":
-                record = self._record(event["trial"])
+                record = self._replayed(event)
                 self._waiting.remove(record)
                 self._take_end(record, event)
             elif kind in ("started", "retried", "lost"):
@@ -295,7 +307,7 @@ class Search:
             record.machine = ""  # until it is started again
 
     def _replay_start(self, event):
-        record = self._record(event["trial"])
+        record = self._replayed(event)
         if event["event"] == "started":
             record.started, record.machine = record.started or event["time"], event.get("on", "")
             self._sessions.pop(record.id, None)
@@ -311,22 +323,29 @@ class Search:
 
     def _replay_ask(self, event):
         asked = self._asker.ask_again(event.get("values"))
-        if event["event"] != "created":
-            expected = (event["event"], "", {})
-            self._take_no(event["event"])
-        else:
-            expected = ("trial", event["trial"], event["values"])
+        if event["event"] == "created":
+            its = {name: event.get(name) for name in ("values", "parent", "epochs")}
+            expected = oracles.Asked("trial", event["trial"], **its)
             self._waiting.append(self._create(asked))
-        if (asked.kind, asked.id, asked.values) != expected:
-            raise ValueError(
-                "A search goes on with the trials that its oracle chooses again. Received: "
-                f"{asked.values or asked.kind} where the journal has {expected[2] or expected[0]} "
-                f"({self._journal.path}). The space, keras-tuner or its version has changed: go "
-                "back to those, or use another --run_dir."
-            )
+        else:
+            expected = oracles.Asked(event["event"])
+            self._take_no(event["event"])
+        oracles.check_same(asked, expected, self._journal.path)
 
     def _record(self, id):
         return self.records[int(id)]
+
+    def _replayed(self, event):
+        """Return the record that an event of the journal is about."""
+        for record in self._waiting:
+            if record.id == event["trial"]:
+                return record
+        raise ValueError(
+            "A search goes on from its journal, line by line. Received: "
+            f"{self._journal.path}, in which trial {event['trial']!r} is {event['event']!r} and "
+            "has not been created, or has ended before. Cut the file off in front of that, or "
+            "search in another folder."
+        )
 
     def _write(self, event, **fields):
         self._journal.append({"event": event, **fields, "time": round(time.time(), 3)})
@@ -335,14 +354,5 @@ class Search:
         """Let the trials save and leave."""
         for running in self._running.values():
             running.process.stop(self._grace_seconds)
-        while not all(running.process.has_ended() for running in self._running.values()):
+        while not all([running.process.has_ended() for running in self._running.values()]):
             time.sleep(_POLL_SECONDS)
-
-
-class _Running:
-    """A trial that has a process."""
-
-    def __init__(self, record, process, slot):
-        self.record, self.process, self.slot = record, process, slot
-        self.seconds_before, self.reads_at = record.seconds, 0.0
-        self.stops_at = None

@@ -7,12 +7,15 @@ has to be touched is touched here.
 
 import contextlib
 import dataclasses
+import functools
+import inspect
 import math
 import warnings
 
 TUNERS = ("random", "grid", "bayesian", "hyperband")
 _OWN = "tuner/"  # keras-tuner's prefix of values that are not hyperparameters
 _NO_BOUND = 10**9
+_MOST_COUNTED = 10**4  # combinations of parents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,70 @@ def build(tuner, space, objective, direction, seed, max_epochs=0, factor=3, repe
     return oracle(max_trials=_NO_BOUND, **shared)
 
 
+def num_trials(oracle):
+    """Return how many trials an oracle has in all, 0 where that cannot be counted.
+
+    Args:
+        oracle: a `keras_tuner.Oracle` whose space is known.
+    """
+    if hasattr(oracle, "_brackets"):
+        one = sum(
+            oracle._get_size(bracket, rung)
+            for bracket in range(oracle._get_num_brackets())
+            for rung in range(oracle._get_num_rounds(bracket))
+        )
+        iterations = oracle.hyperband_iterations
+        return one * iterations if iterations < _NO_BOUND else 0
+    return _size_of_grid(oracle.hyperparameters) if hasattr(oracle, "_populate_next") else 0
+
+
+def _size_of_grid(space):
+    """Count combinations: those of the parents one by one, the others multiplied."""
+    parents = {condition.name for hp in space.space for condition in hp.conditions}
+    chosen = [{}]
+    for hp in [hp for hp in space.space if hp.name in parents]:  # parents of them come first
+        longer = []
+        for values in chosen:
+            is_there = all(condition.is_active(values) for condition in hp.conditions)
+            own = dict.fromkeys((hp.default, *hp.values)) if is_there else ()
+            longer += [values | {hp.name: value} for value in own] or [values]
+        chosen = longer
+        if len(chosen) > _MOST_COUNTED:
+            return 0
+    sizes = [(hp, len({hp.default, *hp.values})) for hp in space.space if hp.name not in parents]
+    return sum(
+        math.prod(n for hp, n in sizes if all(c.is_active(values) for c in hp.conditions))
+        for values in chosen
+    )
+
+
+def note_seeds():
+    """Have oracles that are made from now on remember whether they were given a seed.
+
+    keras-tuner draws one where they are given none, and does not say so.
+    """
+    import keras_tuner
+
+    make = keras_tuner.Oracle.__init__
+    if hasattr(make, "notes_seeds"):
+        return
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def make_and_note(oracle, *args, **kwargs):
+        make(oracle, *args, **kwargs)
+        given = signature.bind(oracle, *args, **kwargs).arguments
+        oracle.given_seed = given.get("seed") or None  # 0 is none
+
+    make_and_note.notes_seeds = True
+    keras_tuner.Oracle.__init__ = make_and_note
+
+
+def given_seed(oracle):
+    """Return the seed that an oracle was given, None for one that has drawn its own."""
+    return getattr(oracle, "given_seed", None)
+
+
 def reseed(oracle, seed):
     """Give an oracle that nobody has asked yet the seed of an earlier one.
 
@@ -91,6 +158,29 @@ def reseed(oracle, seed):
 def keep_no_files(oracle):
     """Have an oracle write none: they are not crash-safe, and say no more than the journal."""
     oracle.save = oracle._save_trial = lambda *_: None
+
+
+def check_same(asked, before, path):
+    """Refuse to go on where an oracle does not say again what it said before.
+
+    Args:
+        asked: the `Asked` of now.
+        before: that of then.
+        path: the journal that has it.
+
+    Raises:
+        ValueError: with what differs.
+    """
+    now, then = dataclasses.asdict(asked), dataclasses.asdict(before)
+    other = [name for name in now if now[name] != then[name]]
+    if other:
+        raise ValueError(
+            "A search goes on with the trials that its oracle chooses again. Received: "
+            f"{', '.join(f'{name} {now[name]!r}' for name in other)} where the journal has "
+            f"{', '.join(f'{name} {then[name]!r}' for name in other)} ({path}). The space, the "
+            "tuner or keras-tuner's version has changed: go back to those, or search in another "
+            "folder."
+        )
 
 
 class Asker:

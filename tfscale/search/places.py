@@ -92,10 +92,7 @@ def _goes_on(folder):
 
 def _wait_for_machines(folder, lease_seconds):
     """Wait until nothing runs any more of what a search that was cut off had begun elsewhere."""
-    try:
-        events = scripts.read_lines(folder / _JOURNAL)
-    except ValueError:  # damaged, which is why it is to be removed
-        events = []
+    events = scripts.read_lines(folder / _JOURNAL)
     last = {event["trial"]: event for event in events if "trial" in event}
     if any(event["event"] == "started" and event.get("on") for event in last.values()):
         print(

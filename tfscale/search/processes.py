@@ -1,7 +1,7 @@
-"""A trial's process: its start on some of the cores, its watch, its end and what it died of.
+"""A trial's process: its start on some of the cores, its watch and its end.
 
-Nothing of it outlives the search, not even after `kill -9` (`cluster.local`). What follows from an
-end is decided in `loop`.
+Nothing of it outlives the search, not even after `kill -9` (`cluster.local`). What it died of is
+found out in `ends`.
 """
 
 import contextlib
@@ -9,36 +9,17 @@ import dataclasses
 import fcntl
 import os
 import pathlib
-import re
 import signal
 import time
 
 from tfscale.cluster import local, pulse, stall
-from tfscale.search import trials
+from tfscale.search import ends, trials
 
-_HUNG_CODE = 124  # of a launcher whose workers hung
 _STACKS_SECONDS = 1.0
-_NO_MEMORY = re.compile(r"MemoryError|RESOURCE_EXHAUSTED|ResourceExhaustedError|bad_alloc")
-_ERROR = re.compile(r"^(?:\[\d+\] )?(error: .+|[\w.]*(?:Error|Exception)\b.*|\w*Interrupt)$")
 # What would make a trial part of another job.
 _CLUSTER = ("TF_CONFIG", "SLURM_", "TFSCALE_", "KERASTUNER_")
 _LOCK = "trial.lock"  # beside the log; the running process holds it
 _LOCKED_SECONDS = 300.0  # that a trial waits for an older process of it to end
-
-
-@dataclasses.dataclass(frozen=True)
-class End:
-    """How a process ended.
-
-    Args:
-        state: one of `trials.STATES`.
-        reason: in words; "" for one that went well.
-        may_come_right: whether another start may go better.
-    """
-
-    state: str
-    reason: str = ""
-    may_come_right: bool = False
 
 
 class TrialProcess:
@@ -76,10 +57,10 @@ class TrialProcess:
         self._starter = starter or Starter()
         self._guard, self._slot, self._command = guard, slot or Slot(0), list(command)
         self._kill_at, self._hung, self._is_over = float("inf"), "", False
-        self._refused = ""  # why the system did not let it start
+        self._refused = None  # the error with which the system did not let it start
         self._watch = stall.Watch(hang_timeout_seconds, hang_timeout_seconds)
         self._environ, self._log_began = environ or {}, 0
-        self._oom_kills = _oom_kills()
+        self._oom_kills = ends.oom_kills()
         self._start()
 
     def _start(self):
@@ -90,7 +71,7 @@ class TrialProcess:
                 if lock is not None:
                     self._start_with(lock)
         except OSError as error:  # a folder that has gone, a disk that is full
-            self._refused = str(error)
+            self._refused = error
 
     def _start_with(self, lock):
         environ = self._starter.environment(self._slot) | self._environ
@@ -138,35 +119,25 @@ class TrialProcess:
         self._reap()
 
     def end(self, diverged):
-        """Return how it ended, as an `End`.
+        """Return how it ended, as an `ends.End`.
 
         Args:
             diverged: what the run said of numbers that were not finite; "" for nothing.
         """
         if self.process is None:
-            reason = self._refused or "another process had its folder until now"
-            return End(trials.FAILED, reason, True)
+            if self._refused is not None:
+                return ends.of_refused(self._refused)
+            return ends.End(trials.FAILED, "another process had its folder until now", True)
+        if self._hung:
+            return ends.End(trials.HUNG, self._hung, True)
         code = self.process.returncode
-        code = 128 - code if code < 0 else code
-        lines = self._last_lines()
-        error = next((m[1] for line in reversed(lines) if (m := _ERROR.match(line))), "")
-        error = _shortened(error.removeprefix("error: "))
-        if self._hung or code == _HUNG_CODE:
-            return End(trials.HUNG, self._hung or "its workers made no step for too long", True)
-        if code == 0:
-            return End(trials.COMPLETED)
-        if diverged:
-            return End(trials.DIVERGED, diverged)
-        if any(_NO_MEMORY.search(line) for line in lines):
-            return End(trials.OUT_OF_MEMORY, error or "it asked for more memory than there is")
-        if code == 128 + signal.SIGKILL and _oom_kills() > self._oom_kills:
-            return End(trials.OUT_OF_MEMORY, "the kernel ended it for want of memory", True)
-        if code == 2 and error:
-            return End(trials.FAILED, f"it was refused: {error}")
-        names = {128 + number: number.name for number in signal.Signals}
-        what = f"signal {names[code]}" if code in names else f"exit code {code}"
-        last = error or _shortened(next((line for line in reversed(lines) if line.strip()), ""))
-        return End(trials.FAILED, f"{what}: {last}" if last else what, True)
+        return ends.of_process(
+            128 - code if code < 0 else code,
+            self._last_lines(),
+            self.log.parent,
+            diverged,
+            ends.oom_kills() > self._oom_kills,
+        )
 
     def beating_pid(self):
         """Return the process whose pulse is seen; `stall` asks for it."""
@@ -324,20 +295,3 @@ def _locked(path, stack):
 def _cut(things, num_parts):
     bounds = [len(things) * i // num_parts for i in range(num_parts + 1)]
     return [things[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
-
-
-def _oom_kills():
-    """How many processes the kernel has ended for want of memory, as far as it tells."""
-    found = 0
-    for name in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):
-        try:
-            for line in pathlib.Path(name).read_text().splitlines():
-                if line.startswith("oom_kill "):
-                    found += int(line.split()[1])
-        except OSError:
-            continue
-    return found
-
-
-def _shortened(text):
-    return text if len(text) <= 300 else f"{text[:297]}..."

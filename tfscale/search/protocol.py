@@ -17,7 +17,7 @@ import re
 import secrets
 import time
 
-from tfscale.search import processes, trials
+from tfscale.search import ends, trials
 from tfscale.training.checkpoint import write_whole
 
 FILE = "chief.json"  # in the folder of the search
@@ -56,13 +56,13 @@ class Report:
     Args:
         trial, start: as in the `Order`.
         seconds: how long the process has run.
-        end: how it ended, a `processes.End`; `LEFT`; or None while it runs.
+        end: how it ended, a `ends.End`; `LEFT`; or None while it runs.
     """
 
     trial: str
     start: int
     seconds: float
-    end: processes.End | str | None = None
+    end: ends.End | str | None = None
 
 
 def write_secret(run_dir):
@@ -128,7 +128,7 @@ def is_proof(said, secret, who, *words):
 
 
 def shortened(end):
-    """Return a `processes.End` whose reason is not too long to be said."""
+    """Return a `ends.End` whose reason is not too long to be said."""
     return dataclasses.replace(end, reason=end.reason[:_MOST_CHARACTERS])
 
 
@@ -212,10 +212,13 @@ def _report(said):
     trial, start = _place(said)
     seconds, end = number_of(said.get("seconds"), 0, _MOST_SECONDS), said.get("end")
     if isinstance(end, dict):
-        state, reason, again = (end.get(key) for key in ("state", "reason", "may_come_right"))
-        if state not in trials.STATES or state == trials.RUNNING or not isinstance(again, bool):
+        state, reason = end.get("state"), end.get("reason")
+        words = [end.get(name) for name in ("may_come_right", "needs_room")]
+        if state not in trials.STATES or state == trials.RUNNING:
             raise Wrong
-        end = processes.End(state, text_of(reason), again)
+        if not all(isinstance(word, bool) for word in words):
+            raise Wrong
+        end = ends.End(state, text_of(reason), *words)
     elif end not in (None, LEFT):
         raise Wrong
     return Report(trial, start, seconds, end)

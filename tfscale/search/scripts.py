@@ -5,6 +5,7 @@ oracle learns from it: hyperparameters that the script has only met while a tria
 script does there is in `script_trial`.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -220,8 +221,9 @@ class ScriptViews:
     def _complete_all(self, records):
         for record in records:
             if record.state != trials.RUNNING and record.id not in self._complete:
-                self._complete.add(record.id)
-                self._kind.complete(record)
+                with contextlib.suppress(OSError, ValueError):  # of a disk that is away
+                    self._kind.complete(record)
+                    self._complete.add(record.id)
 
 
 class ScriptAsker(oracles.Asker):
@@ -270,7 +272,7 @@ def read_space(path):
 def read_history(path):
     """Return one dict of metrics an epoch, {"epoch": 1, ...}, from a trial's `metrics.jsonl`."""
     found = {}
-    for record in read_lines(path):
+    for record in [line for line in read_lines(path) if "epoch" in line]:
         epoch = found.setdefault(record["epoch"], {"epoch": record["epoch"] + 1})
         for kind, prefix in (("train", ""), ("validation", "val_")):
             numbers = record.get(kind, {}).items()
@@ -279,12 +281,12 @@ def read_history(path):
 
 
 def read_lines(path):
-    """Return the records of a file of JSON lines, without one that is being written."""
+    """Return the records of a file of JSON lines, without one that is being written or damaged."""
     try:
-        lines = pathlib.Path(path).read_text().splitlines(keepends=True)
+        lines = pathlib.Path(path).read_text(errors="replace").splitlines(keepends=True)
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return trials.records_of(line for line in lines if line.endswith("\n"))
 
 
 def used(path, values):

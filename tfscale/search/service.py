@@ -14,7 +14,7 @@ import threading
 import time
 
 from tfscale.cluster import wire
-from tfscale.search import journal, processes, protocol, roles, trials
+from tfscale.search import ends, journal, protocol, roles, trials
 
 _MOST_STRANGERS = 64  # connections that have not proven anything yet
 _STRANGER_SECONDS = 10.0
@@ -341,5 +341,5 @@ class JoinedTrial:
         self._service._release(self._session, self._number, self._start)
 
     def end(self, diverged):
-        """Return how it ended, as its machine saw it, a `processes.End`."""
-        return self._end or processes.End(trials.FAILED, self.lost)
+        """Return how it ended, as its machine saw it, a `ends.End`."""
+        return self._end or ends.End(trials.FAILED, self.lost)

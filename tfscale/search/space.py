@@ -7,6 +7,7 @@ one trial. Which values are tried is the oracles' affair.
 import ast
 import copy
 import dataclasses
+import itertools
 import typing
 
 from tfscale.names import closest
@@ -32,6 +33,7 @@ _KEPT = {
     "train.validate_every": _SEARCH,
 }
 _HELD_OUT = 0.2
+_MOST_PROBES = 5000  # calls of a user's function
 
 
 def define(search_space):
@@ -41,34 +43,44 @@ def define(search_space):
         search_space: a function of a `keras_tuner.HyperParameters`.
 
     Raises:
-        ValueError: if it fails, defines nothing that can vary, or has a branch that is not a
-            conditional scope.
+        ValueError: if it fails, defines nothing that can vary or a name under two conditions, or
+            has a branch that is not a conditional scope.
     """
     import keras_tuner
 
     space = keras_tuner.HyperParameters()
     _call(search_space, space)
-    varies = [p for p in parameters(space) if p.kind != "fixed"]
-    if not varies:
+    if not [p for p in parameters(space) if p.kind != "fixed"]:
         raise ValueError(
             "search_space(hp) must define at least one hyperparameter. Received: none. For "
             'example: hp.Float("optimizer.learning_rate", 1e-4, 1e-1, sampling="log").'
         )
-    known = {hp.name for hp in space.space}
-    for parameter in varies:
-        for value in parameter.choices:
-            again = keras_tuner.HyperParameters()
-            again.values[parameter.name] = value
-            _call(search_space, again)
-            new = [hp.name for hp in again.space if hp.name not in known]
-            if new:
-                raise ValueError(
-                    "search_space(hp) must define the same hyperparameters each time; one that is "
-                    f"not always there belongs into a conditional scope. Received: {new[0]!r}, "
-                    f"which is there when {parameter.name} is {value!r} and not otherwise. Write "
-                    f"`with hp.conditional_scope({parameter.name!r}, [{value!r}]):` around it."
-                )
+    for name, wheres in defined_twice(space).items():
+        raise ValueError(
+            "search_space(hp) must define a hyperparameter once; of one with two conditions "
+            f"keras-tuner loses the value. Received: {name!r} {' and '.join(wheres)}. Its name is "
+            "that of a field, so give it one range that holds both, in front of the conditional "
+            "scopes or in one with the values of both."
+        )
+    known = described(space)
+    for chosen in itertools.islice(_probes(space), _MOST_PROBES):
+        again = keras_tuner.HyperParameters()
+        again.values.update(chosen)
+        _call(search_space, again)
+        new = [name for name in described(again) if name not in known]
+        there = {hp.name for hp in again.space}
+        left = [hp.name for hp in space.space if again.is_active(hp) and hp.name not in there]
+        if new or left:
+            raise _branches(new, left, chosen, space)
     return space
+
+
+def defined_twice(space):
+    """Return the conditions of each name that a space has under several, in words by name."""
+    found = {}
+    for hp in space.space:
+        found.setdefault(hp.name, []).append(_where(hp) or "without a condition")
+    return {name: wheres for name, wheres in found.items() if len(wheres) > 1}
 
 
 def parameters(space):
@@ -86,6 +98,16 @@ def parameters(space):
             choices = tuple(dict.fromkeys((*found[hp.name].choices, *choices)))
         found[hp.name] = Parameter(hp.name, kind, choices=choices)
     return list(found.values())
+
+
+def described(space):
+    """Return a space as a dict that fits into JSON, by name and condition."""
+    found = {}
+    for hp in space.space:
+        fields = {"type": type(hp).__name__, **hp.get_config()}
+        del fields["name"], fields["conditions"]
+        found[" ".join(filter(None, (hp.name, _where(hp))))] = fields
+    return found
 
 
 def check(space, config, check_types):
@@ -109,23 +131,37 @@ def check(space, config, check_types):
                 raise ValueError(f"search_space(hp), {parameter.name!r}: {error}") from None
 
 
-def corners(space):
-    """Yield values that a trial may get: all defaults, and those with each choice in turn.
+def extremes(space):
+    """Yield what may be chosen at most: nothing, each choice, the ends of each range.
 
     Args:
         space: the `keras_tuner.HyperParameters`.
 
     Yields:
-        Dicts of the active hyperparameters by name.
+        Dicts by name, with what a choice needs to be active.
     """
-    chosen = [{}, *({p.name: value} for p in parameters(space) for value in p.choices)]
-    for fixed in chosen:
-        hps = space.copy()
-        hps.values = {}
-        for hp in space.space:  # parents come first
-            if hps.is_active(hp):
-                hps.values[hp.name] = fixed.get(hp.name, hp.default)
-        yield hps.values
+    yield {}
+    for hp in space.space:
+        for value in _extremes(hp):
+            yield _reaching(hp, value)
+
+
+def filled(space, chosen):
+    """Return the values of a trial for which some were chosen; the others are defaults.
+
+    Args:
+        space: the `keras_tuner.HyperParameters`.
+        chosen: some values by name.
+
+    Returns:
+        All active hyperparameters, a dict by name.
+    """
+    hps = space.copy()
+    hps.values = {}
+    for hp in space.space:  # parents come first
+        if hps.is_active(hp):
+            hps.values[hp.name] = chosen.get(hp.name, hp.default)
+    return hps.values
 
 
 def apply(config, values):
@@ -149,6 +185,11 @@ def apply(config, values):
             holder = getattr(section, field)
             for key in rest[:-1]:
                 holder = holder.setdefault(key, {})
+                if not isinstance(holder, dict):
+                    raise ValueError(
+                        f"A hyperparameter must name an argument. Received: {name!r}, where {key} "
+                        f"is {holder!r} and has no arguments of its own. Leave out what follows."
+                    )
             holder[rest[-1]] = _literal(value)
         elif typing.get_origin(kind) is tuple and isinstance(value, str):
             parts = _literal(value)
@@ -196,11 +237,62 @@ def winner_config(config, values, epochs):
 def _call(search_space, hp):
     try:
         search_space(hp)
-    except Exception as error:  # a user's own function may fail in any way
+    except (Exception, SystemExit) as error:  # a user's own function may fail in any way
         raise ValueError(
-            f"search_space(hp) must define a space. Received: one that fails: "
-            f"{type(error).__name__}: {error}. Mend it."
+            "search_space(hp) must define a space. Received: one that fails: "
+            f"{type(error).__name__}: {str(error).rstrip('.')}. Mend it."
         ) from None
+
+
+def _where(hp):
+    """Return the conditions of a hyperparameter in words, "" without any."""
+    conditions = [c.get_config() for c in hp.conditions]
+    where = " and ".join(f"{c['name']} in {c['values']}" for c in conditions)
+    return f"where {where}" if where else ""
+
+
+def _extremes(hp):
+    """Return the values of a choice, or the first and the last one of a range."""
+    if not hasattr(hp, "min_value"):
+        return list(hp.values)
+    if hp.step is None:
+        return [hp.min_value, hp.max_value]
+    values = list(hp.values)
+    return [values[0], values[-1]]
+
+
+def _reaching(hp, value):
+    """Return values with which a hyperparameter is active and has a value."""
+    return {c.name: c.values[0] for c in hp.conditions} | {hp.name: value}
+
+
+def _probes(space):
+    """Yield values, by name, that may lead into a branch: extremes, and pairs of choices."""
+    choices = [hp for hp in space.space if not hasattr(hp, "min_value")]
+    yield from extremes(space)
+    for one, other in itertools.combinations(choices, 2):
+        for value, with_it in itertools.product(one.values, other.values):
+            yield _reaching(one, value) | _reaching(other, with_it)
+
+
+def _branches(new, left, chosen, space):
+    """Return the error for hyperparameters that are there with some values and not with others."""
+    is_there = "there" if new else "not there"
+    when = " and ".join(f"{name} is {value!r}" for name, value in chosen.items())
+    scopes = []
+    for hp in space.space:
+        if hp.name in chosen and not hasattr(hp, "min_value"):
+            value = chosen[hp.name]
+            values = [value] if new else [one for one in hp.values if one != value]
+            scopes.append(f"`with hp.conditional_scope({hp.name!r}, {values}):`")
+    way = f"Write {' and '.join(scopes)} around it."
+    if not scopes:
+        way = "Let a hp.Choice or a hp.Boolean decide, with `with hp.conditional_scope(...):`."
+    return ValueError(
+        "search_space(hp) must define the same hyperparameters each time; one that is not always "
+        f"there belongs into a conditional scope. Received: {(new or left)[0]!r}, which is "
+        f"{is_there} when {when}{' and not otherwise' if new else ''}. {way}"
+    )
 
 
 def _split(config, name):

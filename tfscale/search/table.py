@@ -3,6 +3,7 @@
 Pure functions of the facts and the records. Which of it is shown when is in `views`.
 """
 
+import shlex
 import statistics
 
 from tfscale.monitor.run_files import duration
@@ -83,10 +84,10 @@ def seconds_left(facts, records):
     """
     ended = [r.seconds for r in records if r.state != trials.RUNNING and r.seconds]
     running = [r for r in records if r.state == trials.RUNNING]
-    if not facts.max_trials or not ended:
+    if not facts.num_trials or not ended:
         return None
     typical = statistics.median(ended)
-    total = typical * max(facts.max_trials - len(records), 0)
+    total = typical * max(facts.num_trials - len(records), 0)
     for record in running:
         left = trial_seconds_left(record)
         total += max(typical - record.seconds, 0) if left is None else left
@@ -154,7 +155,7 @@ def lines(facts, records, width, shown=None):
 
 def headline(facts, records, seconds):
     """Return the line above the live table: how far, how long, how long still, the best."""
-    of = f" of {facts.max_trials}" if facts.max_trials else ""
+    of = f" of {facts.num_trials}" if facts.num_trials else ""
     parts = [f"{facts.tuner} search: {len(records)}{of} trials, {counts(records)}"]
     parts.append(duration(seconds))
     left = seconds_left(facts, records)
@@ -224,7 +225,7 @@ def closing(facts, records, seconds, now):
         shown.append(f"        and {len(failed) - _MOST_FAILURES} more, in results.csv")
     where = facts.run_dir
     shown.append(f"files   {where}/results.csv, objective.png, parameters.png")
-    shown.append(f"look    tensorboard --logdir {where}   (HPARAMS, TIME SERIES)")
+    shown.append(f"look    tensorboard --logdir {shlex.quote(str(where))}   (HPARAMS, TIME SERIES)")
     return shown
 
 

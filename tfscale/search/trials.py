@@ -61,6 +61,7 @@ class SearchFacts:
         parameters: the dimensions, in the order of the space.
         run_dir: the folder of the search.
         began: seconds since 1970 when the search was first started.
+        tuner_trials: trials that the tuner has in all, 0 where that cannot be counted.
     """
 
     objective: str
@@ -70,6 +71,13 @@ class SearchFacts:
     parameters: list[Parameter]
     run_dir: pathlib.Path
     began: float
+    tuner_trials: int = 0
+
+    @property
+    def num_trials(self):
+        """Trials in all, as far as that is known; 0 where it is not."""
+        known = [count for count in (self.max_trials, self.tuner_trials) if count]
+        return min(known, default=0)
 
     def better(self, a, b):
         """Return whether score `a` is better than score `b`; any is better than None."""
@@ -288,14 +296,19 @@ def best_step(path):
 def _lines(path):
     """The records in a file of JSON lines; one that is being written is left out."""
     try:
-        text = path.read_text()
+        text = path.read_text(errors="replace")
     except FileNotFoundError:
         return []
+    return records_of(text.splitlines())
+
+
+def records_of(lines):
+    """Return the dicts that lines of JSON hold; what is half written or damaged is left out."""
     records = []
-    for line in text.splitlines():
+    for line in lines:
         with contextlib.suppress(ValueError):
             records.append(json.loads(line))
-    return records
+    return [record for record in records if isinstance(record, dict)]
 
 
 _NOT_METRICS = ("learning_rate", "step_seconds", "examples_per_second")

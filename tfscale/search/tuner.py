@@ -23,6 +23,7 @@ from tfscale.search import (
     found,
     hooks,
     hypermodels,
+    identity,
     imported,
     joining,
     journal,
@@ -45,8 +46,8 @@ from tfscale.training.checkpoint import write_whole
 _NO_BOUND = 10**9
 _OWN_MODULES = ("tfscale.search.tuner", "tfscale.search.tuners")
 _RUNNING = [field.name for field in dataclasses.fields(Running)]
-_SHARED = ("strategy", "workers_per_trial", "deterministic")  # of them, by all machines
 _numbers = itertools.count(1)  # of the tuners that this process makes
+oracles.note_seeds()
 
 
 class Tuner(hooks.Hooks, found.Found):
@@ -207,7 +208,9 @@ class Tuner(hooks.Hooks, found.Found):
                 contextlib.closing(journal.Journal(run_dir / "journal.jsonl"))
             )
             ending = endings.Endings(self._max_failures, log)
-            facts, seed = self._settle(run_dir, oracle)
+            epochs = hypermodels.epochs_of(fit_args, fit_kwargs)
+            says_epochs = isinstance(oracle, keras_tuner.oracles.HyperbandOracle)
+            facts, seed = self._settle(run_dir, oracle, 0 if says_epochs else epochs)
             joined = stack.enter_context(self._offered(run_dir, stream))
             asker = scripts.ScriptAsker(oracle, run_dir)
             kind = scripts.ScriptTrials(
@@ -216,7 +219,7 @@ class Tuner(hooks.Hooks, found.Found):
                 facts.parameters,
                 target,
                 self._running.launch_flags(seed),
-                says_epochs=isinstance(oracle, keras_tuner.oracles.HyperbandOracle),
+                says_epochs,
             )
             shown = views.Views(facts, stream, stream is not None and stream.isatty())
             search = loop.Search(
@@ -225,7 +228,7 @@ class Tuner(hooks.Hooks, found.Found):
                 asker,
                 kind,
                 scripts.ScriptViews(shown, kind),
-                epochs_of=lambda values: hypermodels.epochs_of(fit_args, fit_kwargs),
+                epochs_of=lambda values: epochs,
                 slots=self._running.slots(self._role, _num_gpus()),
                 service=joined,
                 max_retries=oracle.max_retries_per_trial or self._running.max_retries,
@@ -244,7 +247,7 @@ class Tuner(hooks.Hooks, found.Found):
     def _offered(self, run_dir, stream):
         """As a context: the service for machines that join, if this process leads them."""
         shared, lease = self._shared_identity(), self._running.lease_seconds
-        return service.offered(self._role, run_dir, shared, ("max_trials",), lease, stream)
+        return service.offered(self._role, run_dir, shared, identity.MAY_CHANGE, lease, stream)
 
     def _write_best(self, run_dir):
         self.reload()
@@ -258,7 +261,7 @@ class Tuner(hooks.Hooks, found.Found):
         run_dir = pathlib.Path(self.project_dir).absolute()
 
         def make_kind():
-            seed = json.loads((run_dir / "search.json").read_text())["seed"]
+            seed = journal.read_identity(run_dir / "search.json")["seed"]
             flags, target = self._running.launch_flags(seed), scripts.target()
             number = self._number if target else 1
             target = target or imported.target(run_dir)
@@ -302,42 +305,28 @@ class Tuner(hooks.Hooks, found.Found):
         )
         return target, 1
 
-    def _settle(self, run_dir, oracle):
+    def _settle(self, run_dir, oracle, epochs):
         """Write what this search is, or check it; return its facts and its seed."""
-        path, objective = run_dir / "search.json", oracle.objective
-        before = json.loads(path.read_text()) if path.exists() else {}
-        # An oracle without a seed draws another one each time.
-        identity = self._identity(oracle) | {"seed": before.get("seed", oracle.seed)}
-        identity = journal.settle(path, identity, ["max_trials"])
-        oracles.reseed(oracle, identity["seed"])
+        found = identity.settle(run_dir / "search.json", self._identity(oracle), oracle, epochs)
         facts = trials.SearchFacts(
-            objective=objective.name,
-            direction=objective.direction,
-            tuner=identity["tuner"].removesuffix("Oracle"),
-            max_trials=identity["max_trials"],
+            objective=oracle.objective.name,
+            direction=oracle.objective.direction,
+            tuner=found["tuner"].removesuffix("Oracle"),
+            max_trials=found["max_trials"],
             parameters=space.parameters(oracle.get_space()),
             run_dir=run_dir,
-            began=identity["began"],
+            began=found["began"],
+            tuner_trials=0 if epochs else oracles.num_trials(oracle),  # a grid may still grow
         )
-        return facts, identity["seed"]
+        return facts, found["seed"]
 
     def _identity(self, oracle):
-        """Return what this search is, as far as the script says it."""
-        objective, parameters = oracle.objective, space.parameters(oracle.get_space())
-        return {
-            "tuner": type(oracle).__name__,
-            "objective": objective.name,
-            "direction": objective.direction,
-            "max_trials": oracle.max_trials or 0,
-            "executions_per_trial": self.executions_per_trial,
-            "space": {parameter.name: repr(parameter) for parameter in parameters},
-        }
+        return identity.of_search(oracle, self.executions_per_trial, self._running)
 
     def _shared_identity(self):
         """Return what has to be the same on all machines of a search."""
-        running = {name: getattr(self._running, name) for name in _SHARED}
         script = {"number": self._number, **scripts.fingerprint(scripts.target())}
-        return protocol.with_versions(self._identity(self._unasked) | running | {"script": script})
+        return protocol.with_versions(self._identity(self._unasked) | {"script": script})
 
 
 def _stream(fit_kwargs):

@@ -22,6 +22,7 @@ class Winner:
         self._epochs, self._to_json = epochs, to_json
         self.record = None
         self.path = facts.run_dir / "best.json"
+        self._summary = facts.run_dir / "summary.json"
 
     def look_at(self, record):
         """Take in a trial that has ended; write best.json if it is the best so far."""
@@ -30,6 +31,8 @@ class Winner:
             self.record = record
             epochs = record.values.get("train.epochs", self._epochs)
             config = space.winner_config(self._config, record.values, epochs)
+            if self._summarized() != record.id:  # of another one, beside the new best.json
+                self._summary.unlink(missing_ok=True)
             checkpoint_lib.write_whole(self.path, self._to_json(config) + "\n")
 
     def look_at_all(self, records):
@@ -65,6 +68,11 @@ class Winner:
 
     def _write_summary(self, scores):
         summary = {"trial": self.record.id, "test": scores}
-        checkpoint_lib.write_whole(
-            self._facts.run_dir / "summary.json", json.dumps(summary, indent=2) + "\n"
-        )
+        checkpoint_lib.write_whole(self._summary, json.dumps(summary, indent=2) + "\n")
+
+    def _summarized(self):
+        """Return the trial whose score is in summary.json, None without any."""
+        try:
+            return json.loads(self._summary.read_text())["trial"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
