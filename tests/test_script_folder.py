@@ -24,6 +24,13 @@ def test_seeds_of_two_folders_differ(tmp_path):
     assert ScriptFolder(tmp_path / "a").settle(["x"]) != ScriptFolder(tmp_path / "b").settle(["x"])
 
 
+@pytest.mark.parametrize("name", ["config.json", "search.json"])
+def test_folder_of_another_run_or_of_a_search_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"holds {name} of another run"):
+        ScriptFolder(tmp_path).settle(["train.py"])
+
+
 def test_given_seed_counts(tmp_path):
     assert ScriptFolder(tmp_path).settle(["-m", "train"], 5) == 5
     assert ScriptFolder(tmp_path).is_visible(5)

@@ -27,6 +27,12 @@ from tfscale.training import fits, health, preemption, prepare, profile, run_sta
 from tfscale.training import reduction as reduction_lib
 from tfscale.training.trainer import Trainer
 
+# What a summary says of the training, which holds when a run that has ended is scored again.
+_OF_TRAINING = (
+    *("train", "validation", "best", "wall_seconds", "examples_per_second", "goodput"),
+    *("restarts", "stops", "bad_steps", "slowest_worker"),
+)
+
 
 @dataclasses.dataclass
 class Experiment:
@@ -69,8 +75,12 @@ class Experiment:
         folder = self._open_folder(run_dir, resume)
         trainer = self.trainer
         saved = self._saved_state(folder, resume)
+        before = folder.summary_of(self.config.train.epochs) if saved is not None else {}
         if saved is not None and trainer.is_chief:
-            print(f"Going on from step {saved.step}, with {saved.path}.", flush=True)
+            if before.get("steps") == saved.step:
+                print(f"Finished already, at step {saved.step}: it is scored again.", flush=True)
+            else:
+                print(f"Going on from step {saved.step}, with {saved.path}.", flush=True)
         watching = observation.Observation(self, folder, saved)
         watching.begin()
         try:
@@ -81,6 +91,8 @@ class Experiment:
             watching.scored(summary.get("test"))
             if trainer.is_chief:
                 summary |= watching.summary()
+                if before.get("steps") == trainer.progress.step:  # nothing was left to train
+                    summary |= {name: before[name] for name in _OF_TRAINING if name in before}
                 checkpoint_lib.write_whole(folder.summary, json.dumps(summary, indent=2) + "\n")
         except BaseException as error:
             watching.ended_by(error)

@@ -15,6 +15,7 @@ from tfscale import command_line, config_files, evaluate, run_folder
 from tfscale.cluster import environment, restarts, slurm, supervise
 from tfscale.config import STRATEGIES
 from tfscale.monitor import pages, scores
+from tfscale.monitor.run_files import duration
 from tfscale.names import nearest
 
 USAGE = """Train a Keras model on one device, on several replicas, or on many workers.
@@ -260,9 +261,11 @@ def _ending(summary, path):
         value, place = scores.in_words(best["value"]), f"step {best['step']}, epoch {best['epoch']}"
         lines.append(f"best    {best['split']} {best['name']} {value} at {place}")
     speed, goodput = summary["examples_per_second"], summary.get("goodput")
-    text = f"steps   {summary['steps']} in {summary['wall_seconds']:.1f} s"
-    text += f", {speed:,.0f} examples/s" if speed else ""
-    lines.append(text + (f", goodput {100 * goodput:.0f} %" if goodput is not None else ""))
+    text = f"steps   {summary['steps']}"
+    lines.append(text + (f", {speed:,.0f} examples/s while it trains" if speed else ""))
+    text = f"time    {duration(summary['wall_seconds'])}"
+    text += f", goodput {100 * goodput:.0f} %" if goodput is not None else ""
+    lines.append(text + (" (the share in which it trains)" if goodput is not None else ""))
     restarts, bad_steps = summary.get("restarts", 0), summary.get("bad_steps", 0)
     if restarts or bad_steps:
         trouble = pages.counted(restarts, "restart"), pages.counted(bad_steps, "bad step")
@@ -270,8 +273,10 @@ def _ending(summary, path):
     if "slowest_worker" in summary:
         lines.append(f"workers {summary['slowest_worker']}")
     lines.append(f"run     {path}")
-    lines.append(f"look    tensorboard --logdir {path.parent}")
-    lines.append(f"        python -m tfscale.report --run_dir={path}")
+    look = os.environ.get("TFSCALE_LOOK")  # where the run can be seen, as in a container
+    lines.append(f"look    {look or f'tensorboard --logdir {path.parent}'}")
+    if not look:
+        lines.append(f"        python -m tfscale.report --run_dir={path}")
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ from absl import flags
 from tfscale import command_line, script_folder
 from tfscale.cluster import environment, slurm, supervise
 from tfscale.config_files import UsageError
+from tfscale.monitor import pages, run_files
 
 USAGE = """Run a Keras script, written for one machine or for many, as one job on many workers.
 
@@ -99,7 +100,7 @@ def _define_flags(values):
     for name, least, text in (
         ("save_every_steps", 0, "with --run_dir: steps between two checkpoints"),
         ("save_every_seconds", 0, "with --run_dir: seconds between two checkpoints"),
-        ("save_every_epochs", 0, "with --run_dir: epochs between two; by default 1"),
+        ("save_every_epochs", 0, "with --run_dir: epochs between two; 1 if none is given"),
         ("keep_last", 1, "with --run_dir: checkpoints to keep of each fit; by default 2"),
     ):
         flags.DEFINE_integer(name, None, text, lower_bound=least, flag_values=values)
@@ -264,17 +265,40 @@ def _run_workers(values, settings, target):
         f"network {network}, logs in {log_dir}",
         flush=True,
     )
-    return supervise.run_local_workers(
+    code = supervise.run_local_workers(
         _command(settings, target),
         num_workers,
         log_dir=log_dir,
         private_network=None if values.private_network else False,
         **supervision,
     )
+    if code == 0 and values.run_dir:
+        print("\n".join(f"tfscale: {line}" for line in _ending(values.run_dir)), flush=True)
+    return code
+
+
+def _ending(run_dir):
+    """What a person wants to know of the calls of `fit` at the end, and where to look."""
+    lines = []
+    for run in [run_files.RunFiles(path) for path in run_files.folders(run_dir)][-_MOST_FITS:]:
+        best, slow, name = run.best(), run.slowest(), f"fit {run.path.name}"
+        if best is not None:
+            lines.append(f"{name}: best {best.words()} at step {best.step}, epoch {best.epoch}")
+        if run.restarts:
+            lines.append(f"{name}: {pages.counted(run.restarts, 'restart')}")
+        if slow is not None and slow.seems_slow:
+            lines.append(f"{name}: {slow.words()}")
+    if lines:
+        lines.append(f"look   tensorboard --logdir {run_dir}")
+        lines.append(f"       python -m tfscale.report --run_dir={run_dir}")
+    return lines
 
 
 def _command(settings, target):
     return [sys.executable, _WORKER, json.dumps(settings), *target]
+
+
+_MOST_FITS = 5  # the last ones, of which is told at the end
 
 
 def _default_log_dir(target):

@@ -133,6 +133,7 @@ class Observation:
         files = RunFiles(self._folder.path)
         best, slowest = files.best(), files.slowest()
         found = {"goodput": files.last("goodput"), "restarts": self._story.restarts}
+        found |= {"stops": files.stops, "wall_seconds": round(files.seconds, 2)}
         found["bad_steps"] = self._story.count("bad step")
         if best is not None:
             names = ("name", "value", "step", "epoch", "split")

@@ -104,9 +104,14 @@ class RunFolder:
 
     def is_finished(self, epochs):
         """Say whether the run has its summary, after so many epochs."""
+        return bool(self.summary_of(epochs))
+
+    def summary_of(self, epochs):
+        """Return the summary of the run, a dict; {} where it has none after so many epochs."""
         if not self.summary.exists():
-            return False
-        return json.loads(self.summary.read_text())["epochs"] >= epochs
+            return {}
+        found = json.loads(self.summary.read_text())
+        return found if found["epochs"] >= epochs else {}
 
     def saved_config(self):
         """Return the `RunConfig` that was saved here.

@@ -44,6 +44,12 @@ class ScriptFolder:
                 written.
         """
         before = self._read()
+        others = [n for n in ("config.json", "search.json") if (self.path / n).exists()]
+        if before is None and others:
+            raise ValueError(
+                "--run_dir must be a new folder, or that of the same script. Received: "
+                f"{self.path}, which holds {others[0]} of another run. Name another folder."
+            )
         if before is None:
             seed = secrets.randbelow(MAX_SEED + 1) if seed is None else seed
             content = {"target": list(target), "seed": seed}

@@ -7,6 +7,7 @@ its end.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -197,6 +198,28 @@ def test_one_that_comes_after_the_end_ends_well(is_over, code, capfd):
     command = [sys.executable, "-c", "import sys; sys.exit(7)"]
     assert supervise.run_task(command, cluster, max_restarts=1, is_over=lambda: is_over) == code
     assert ("this task ends with them" in capfd.readouterr().err) == is_over
+
+
+def test_a_launcher_that_was_killed_is_told_of_by_its_successor(tasks, tmp_path):
+    """As where all of a container is killed; one that ended in order leaves nothing to tell."""
+    processes = tasks(max_restarts=3)
+    pid_of(tmp_path / "met-1-0")
+    processes[1].kill()
+    processes[1].wait()
+    marks = [tmp_path / "logs" / f"worker-{rank}.running" for rank in (0, 1)]
+    assert marks[1].exists()
+    config = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
+    cluster = environment.resolve({"TF_CONFIG": json.dumps(config)})
+    for _ in range(2):
+        supervise.run_task([sys.executable, "-c", ""], cluster, log_dir=str(tmp_path / "logs"))
+    lines = (tmp_path / "logs" / "failures.jsonl").read_text().splitlines()
+    told = [json.loads(line)["text"] for line in lines]
+    assert [t for t in told if "killed with its launcher" in t] == [
+        f"worker 1 failed first: killed with its launcher, on {socket.gethostname()}"
+    ]
+    processes[0].terminate()
+    processes[0].wait(timeout=60)
+    assert not any(mark.exists() for mark in marks)
 
 
 def test_the_port_of_the_last_life_is_waited_for(tasks, tmp_path):

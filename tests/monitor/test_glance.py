@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageFont
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-from tfscale.monitor import glance
+from tfscale.monitor import follow, glance
 from tfscale.monitor.run_files import RunFiles
 from tfscale.monitor.run_log import ScalarLog
 
@@ -26,7 +26,7 @@ def test_best_step_restart_and_slow_worker_are_told_in_colour(tmp_path):
     told = facts(made_runs.restarted(tmp_path / "restarted"))
     assert ("1 restart: it went on from step 10", "bad") in told
     assert ("1 bad step, the last was 12", "bad") in told
-    assert ("64 examples/s; 50 % of the time trained", "") in told
+    assert ("64 examples/s, goodput 50 %", "") in told
     told = facts(made_runs.killed(tmp_path / "killed"))
     restart = told.index(("1 restart: it went on from step 10", "bad"))
     assert told[restart + 1] == ("    worker 1 failed: signal SIGKILL at step 17", "bad")
@@ -76,6 +76,16 @@ def test_sentence_that_is_too_wide_goes_on_below_whole():
     assert " ".join(row.strip() for row in rows) == text
     one, two = glance.picture([("a", "bad")]), glance.picture([(f"    {text}", "bad")])
     assert two[1][1] == one[1][1] + 25 * (len(rows) - 1)
+
+
+def test_a_stop_on_request_is_no_trouble(tmp_path):
+    events = [made_runs.begin(0, 0), made_runs.event("left", 10, 10, code=143)]
+    events.append(made_runs.begin(10, 20, life=2))
+    path = made_runs.write(tmp_path / "run", [made_runs.record(1, 1.0)], events)
+    told = facts(path)
+    assert ("No restart", "good") in told
+    assert ("1 stop on request, the last at step 10", "") in told
+    assert "1 stop on request" in "\n".join(follow.lines(RunFiles(path)))
 
 
 def test_where_times_are_not_measured_the_reason_is_told(tmp_path):

@@ -239,6 +239,8 @@ def test_speed_and_rate_are_recorded_and_not_those_of_the_first_execution(path):
 class Measured:
     """Stands where the loop's measures stand: the times of two workers, one of which is slow."""
 
+    meet_between = False
+
     def __init__(self):
         self.taken = 0
 
@@ -285,6 +287,18 @@ def test_measures_and_the_story_stand_beside_the_numbers(path, tmp_path, monkeyp
     shown = [next((t for t in train_.Tags()["tensors"] if re.match(p, t)), p) for p in patterns]
     names = ["loss", "mean_absolute_error", "iou/0", "learning rate"]
     assert shown == [f"1 learning/{name}" for name in names]
+
+
+def test_bytes_of_earlier_lives_count(path):
+    path.parent.mkdir()
+    path.write_text(json.dumps({"step": 5, "bytes_sent": 500, "train": {"loss": 1.0}}) + "\n")
+    log, progress = ScalarLog(path, first_step=5), Progress(step=5)
+    callback = RunLog(log, progress, 1, update_bytes=10)  # of other workers than before
+    for step in range(3):
+        progress.advance(1, 10, 0.02)
+        callback.on_train_batch_end(step, {"loss": 1.0})
+    log.close()
+    assert [line["bytes_sent"] for line in lines(path)] == [500, 510, 520, 530]
 
 
 def test_two_workers_slow_in_turn_are_told_once_each(path, tmp_path, monkeypatch):

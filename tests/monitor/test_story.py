@@ -8,6 +8,15 @@ import pytest
 from tfscale.monitor import pages, story
 
 
+def test_an_error_of_a_graph_is_told_without_names_of_functions_and_said_once(tmp_path):
+    one = story.Story(tmp_path / "events.jsonl")
+    one.begin(0)
+    text = "{{function_node __inference_<lambda>_1551}} Collective ops is aborted by: "
+    one.tell_error(5, RuntimeError(text + "Collective ops is aborted by: Socket closed"))
+    one.close()
+    assert one.events[-1]["error"] == "RuntimeError: Collective ops is aborted by: Socket closed"
+
+
 def told(path):
     return [(event["event"], event["step"]) for event in story.read(path)]
 
@@ -17,7 +26,7 @@ def test_lives_are_counted_and_a_life_that_goes_on_after_a_failure_is_a_restart(
     for life, error in enumerate([RuntimeError("broken"), SystemExit(143), None]):
         one = story.Story(path)
         one.begin(10 * life)
-        assert (one.events[-1]["life"], one.restarts) == (life + 1, life)
+        assert (one.events[-1]["life"], one.restarts) == (life + 1, min(life, 1))
         if error is None:
             one.tell("end", 30)
         else:
@@ -25,13 +34,15 @@ def test_lives_are_counted_and_a_life_that_goes_on_after_a_failure_is_a_restart(
         one.close()
     again = story.Story(path)
     again.begin(30)
-    assert again.restarts == 2  # more epochs of a finished run are no restart
+    assert again.restarts == 1  # more epochs of a finished run are no restart, nor is a stop
+    [(_, stop)] = story.restarts_of(again.events, stops=True)
+    assert stop["step"] == 20
     again.close()
     assert told(path)[:4] == [("begin", 0), ("failed", 5), ("begin", 10), ("left", 15)]
     sentences = [text for _, text in pages.happened(story.read(path))]
     assert sentences[1] == "fails at step 5: RuntimeError: broken"
     assert sentences[3] == "told to leave at step 15, exit code 143"
-    assert sentences[4].startswith("preempted: goes on at step 20")
+    assert sentences[4].startswith("after a stop or a preemption: goes on at step 20")
     assert sentences[6] == "is continued at step 30, with 1 worker(s)"
 
 

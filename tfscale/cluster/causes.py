@@ -17,7 +17,7 @@ def note(log_dir: Path, life: int, text: str) -> None:
 
     Args:
         log_dir: the folder of the workers' logs.
-        life: the launcher's number of the life that failed, from 1.
+        life: the launcher's number of the life that failed, from 1; 0 for one of another launcher.
         text: who failed and why, in a line.
     """
     line = json.dumps({"time": round(time.time(), 3), "life": life, "text": text}) + "\n"

@@ -46,6 +46,12 @@ class Crew(Protocol):
     def begin(self) -> Word | None:
         """Begin; return the word of an earlier end that still holds, or None."""
 
+    def begin_to_run(self) -> str:
+        """Begin to start workers; return what is to be told of an earlier launcher, or ""."""
+
+    def end(self) -> None:
+        """Note that no worker will be started any more."""
+
     def members(self) -> list[Member]:
         """Return the workers of the next life."""
 
@@ -78,6 +84,13 @@ class LocalCrew:
 
     def begin(self) -> Word | None:
         """Return None: what ended before is no affair of these workers."""
+
+    def begin_to_run(self) -> str:
+        """Return "": the workers end with their launcher, and all with it."""
+        return ""
+
+    def end(self) -> None:
+        """Do nothing: nobody else asks."""
 
     def members(self) -> list[Member]:
         """Return a worker a place, on ports that are not those of the life before."""
@@ -123,6 +136,15 @@ class TaskCrew:
     def begin(self) -> Word | None:
         """Return the word that this task left a moment ago, if it is to stay ended."""
         return self._board.begin(self._final_seconds) if self._board else None
+
+    def begin_to_run(self) -> str:
+        """Return a line about a launcher of this task that was killed, or ""."""
+        return self._board.begin_to_run() if self._board else ""
+
+    def end(self) -> None:
+        """Note that this launcher ends in order."""
+        if self._board:
+            self._board.end()
 
     def members(self) -> list[Member]:
         """Return the one worker, once nothing of its last life listens at its address.

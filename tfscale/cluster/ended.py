@@ -42,7 +42,9 @@ class Board:
 
     def __init__(self, folder: Path, rank: int):
         self._folder = folder
+        self._rank = rank
         self._own = folder / f"worker-{rank}.ended"
+        self._mark = folder / f"worker-{rank}.running"
         self._began = 0.0
 
     def begin(self, final_seconds: float) -> Word | None:
@@ -70,6 +72,24 @@ class Board:
                     return word
                 self._own.unlink()
         return None
+
+    def begin_to_run(self) -> str:
+        """Leave a mark until `end`; return a line about one that was left, or "".
+
+        A launcher that was killed, or whose machine was lost, can tell nobody: its successor does.
+        """
+        killed = ""
+        with contextlib.suppress(OSError):
+            if self._mark.exists():
+                host = self._mark.read_text()
+                killed = f"worker {self._rank} failed first: killed with its launcher, on {host}"
+            self._mark.write_text(socket.gethostname())
+        return killed
+
+    def end(self) -> None:
+        """Take the mark of `begin_to_run` away."""
+        with contextlib.suppress(OSError):
+            self._mark.unlink(missing_ok=True)
 
     def leave(self, word: Word) -> None:
         """Leave word that this task will not come back; it may be that of another one."""

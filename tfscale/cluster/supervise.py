@@ -190,6 +190,10 @@ def _run_lives(
         _say(f"this task has given up a moment ago and stays ended.\n{final.text}")
         return final.code
     with _recorded_signals(signals), contextlib.ExitStack() as cleanup:
+        killed = crew.begin_to_run()
+        cleanup.callback(crew.end)
+        if killed and log_dir:
+            causes.note(Path(log_dir), 0, killed)
         house = _House(
             Path(log_dir) if log_dir else None,
             LinePrinter(sys.stdout if stream is None else stream),

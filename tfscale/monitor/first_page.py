@@ -94,13 +94,14 @@ class FirstPage:
         self._log.events("train").text(step, "what happened", "\n".join(lines))
 
     def _mark_restart(self, step):
-        """Put a point on the curves where a life goes on after a failure, as a run of its own.
+        """Put a point on the curves where a life goes on with one that did not end, as its own run.
 
         Its folder lies beside that of the curves: of what is in there the page HPARAMS would make
         columns.
         """
-        restarts, folder = story.restarts_of(self._story.events), self._path / "restarts"
-        is_restart = bool(restarts) and restarts[-1][1] is self._story.begun
+        events, folder = self._story.events, self._path / "restarts"
+        all_ = story.restarts_of(events) + story.restarts_of(events, stops=True)
+        is_restart = any(begun is self._story.begun for _, begun in all_)
         if not is_restart and not folder.exists():
             return
         marks = EventFile(folder, step)  # those of later steps do not count any more
@@ -108,7 +109,7 @@ class FirstPage:
             files = RunFiles(self._path)
             curves = {name: files.curve("train", name) for name in files.metrics()}
             points = {charts.tag(name): curve[-1][1] for name, curve in curves.items() if curve}
-            marks.scalars(step, points | {charts.tag("restarts"): len(restarts)})
+            marks.scalars(step, points | {charts.tag("restarts"): len(all_)})
         marks.close()
 
     def _mark_best(self):

@@ -85,7 +85,7 @@ def _progress(run, now, length):
 
 
 def _speed(run):
-    speed = run.last("examples_per_second")
+    speed = run.examples_per_second
     if speed is None:
         return ""
     text = f"{speed:,.0f} examples/s"
@@ -104,6 +104,8 @@ def _health(run):
     if goodput is not None:
         parts.append(f"goodput {100 * goodput:.0f} %")
     parts.append(pages.counted(run.restarts, "restart"))
+    if run.stops:
+        parts.append(f"{pages.counted(run.stops, 'stop')} on request")
     parts.append(pages.counted(run.bad_steps, "bad step"))
     norm = run.last("gradient_norm")
     if norm is not None:

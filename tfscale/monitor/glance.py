@@ -32,13 +32,25 @@ def facts(run):
         lines.append((f"Best step: {best.step:,} (epoch {best.epoch})", "good"))
         lines.append((f"{_INDENT}{best.words()}", "good"))
     lines += [*_restarts(run), _bad_steps(run), *_slow_worker(run)]
-    speed, goodput = run.last("examples_per_second"), run.last("goodput")
+    speed, goodput = run.examples_per_second, run.last("goodput")
     if speed is not None and goodput is not None:
-        lines.append((f"{speed:,.0f} examples/s; {100 * goodput:.0f} % of the time trained", ""))
+        lines.append((f"{speed:,.0f} examples/s, goodput {100 * goodput:.0f} %", ""))
     return lines
 
 
 def _restarts(run):
+    return _failures(run) + _stops(run)
+
+
+def _stops(run):
+    stops = story.restarts_of(run.events, stops=True)
+    if not stops:
+        return []
+    number, step = pages.counted(len(stops), "stop"), stops[-1][1]["step"]
+    return [(f"{number} on request, the last at step {step:,}", "")]
+
+
+def _failures(run):
     restarts = story.restarts_of(run.events)
     if not restarts:
         return [("No restart", "good")]

@@ -95,7 +95,8 @@ def _sentence(event, before):
             return f"is continued at step {step}, with {workers}"
         gap = event["time"] - max(before["time"], event.get("seen_time") or 0)
         lost = max((event.get("seen_step") or step) - step, 0)
-        why = "preempted" if before["event"] == "left" else "restarted after a failure"
+        was_told = before["event"] == "left"
+        why = "after a stop or a preemption" if was_told else "restarted after a failure"
         return (
             f"{why}: goes on at step {step}, {gap:.0f} s after the last sign of life, "
             f"{lost} steps taken again, {workers}"

@@ -7,10 +7,10 @@ workers' times, pictures and the configurations follow.
 import base64
 import datetime
 import html
-import statistics
+import shlex
 
 from tfscale.monitor import story, svg, workers
-from tfscale.monitor.run_files import duration
+from tfscale.monitor.run_files import duration, read_json
 from tfscale.monitor.scores import in_words
 
 _COLOURS = ("#1f77b4", "#d9730d", "#2a9d4e", "#b3261e", "#7e57c2", "#8d6e63", "#c2418f", "#555")
@@ -100,13 +100,13 @@ def _overview(runs, colours, now):
         )
         who = f"worker {slow.worker}: {slow.others:.2f} times the others" if is_slow else "none"
         cells = [
-            (_key(colours[run.path]) + f"<b>{_text(run.name)}</b>", ""),
+            (f"<nobr>{_key(colours[run.path])}<b>{_text(run.name)}</b></nobr>", ""),
             (_text(run.state(now)), "good" if run.state(now) == "finished" else ""),
             (_best_text(best), ""),
             (" ".join(f"{_text(n)} {in_words(v)}" for n, v in run.tested.items()), ""),
             (f"{run.step:,}", ""),
-            (duration(run.seconds), ""),
-            (_median(run.curve("train", "examples_per_second"), "{:,.0f}"), ""),
+            (f"<nobr>{duration(run.seconds)}</nobr>", ""),
+            (f"{run.examples_per_second:,.0f}" if run.examples_per_second else "", ""),
             (_percent(run.last("goodput")), ""),
             (str(run.restarts), "bad" if run.restarts else ""),
             (str(run.bad_steps), "bad" if run.bad_steps else ""),
@@ -163,8 +163,9 @@ def _curves(runs, colours):
 
 
 def _marks(run, colour):
-    """Restarts and bad steps."""
-    marks, restarts = [], [begun for _, begun in story.restarts_of(run.events)]
+    """Restarts, also those after a stop, and bad steps."""
+    pairs = story.restarts_of(run.events) + story.restarts_of(run.events, stops=True)
+    marks, restarts = [], [begun for _, begun in pairs]
     for event, text in run.happened():
         if event in restarts:
             marks.append(svg.Mark(f"{run.name}: {text}", event["step"], colour))
@@ -263,6 +264,8 @@ def _configurations(runs, colours):
     for run, fields in zip(runs, flat, strict=True):
         about = ("strategy", "num_workers", "num_replicas", "host", "parameters")
         fields |= {n: run.begun[n] for n in about if n in run.begun}
+        script = read_json(run.path.parent.parent / "launch.json").get("target")
+        fields |= {"script": shlex.join(script)} if script else {}
         fields |= {f"version of {n}": v for n, v in run.begun.get("versions", {}).items()}
     names = list(dict.fromkeys(name for fields in flat for name in fields))
     differ = [name for name in names if len({str(fields.get(name, "")) for fields in flat}) > 1]
@@ -288,10 +291,6 @@ def _flat(config):
         if isinstance(values, dict)
         for name, value in values.items()
     }
-
-
-def _median(points, form):
-    return form.format(statistics.median(v for _, v in points)) if points else ""
 
 
 def _percent(share):

@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import pathlib
+import statistics
 import time
 
 from tfscale.monitor import pages, scores, story, workers
@@ -200,6 +201,21 @@ class RunFiles:
         return len(story.restarts_of(self.events))
 
     @property
+    def stops(self):
+        """How often it was told to leave, and went on later."""
+        return len(story.restarts_of(self.events, stops=True))
+
+    @property
+    def examples_per_second(self):
+        """How fast it trains, or has trained on the whole once it is over; None where unknown."""
+        if not self.is_over:
+            return self.last("examples_per_second")
+        speeds = [speed for _, speed in self.curve("train", "examples_per_second")]
+        return self.summary.get("examples_per_second") or (
+            statistics.median(speeds) if speeds else None
+        )
+
+    @property
     def bad_steps(self):
         """How many bad steps it had."""
         return sum(event["event"] == "bad step" for event in self.events)
@@ -225,9 +241,9 @@ class RunFiles:
 
     @property
     def seconds(self):
-        """Time from its beginning to the last sign of life."""
+        """Time from its beginning to the last sign of life, without pauses after an end."""
         times = self._times()
-        return max(times) - min(times) if times else 0.0
+        return max(times) - min(times) - story.seconds_paused(self.events) if times else 0.0
 
     @property
     def last_sign(self):

@@ -160,7 +160,7 @@ class ScalarLog:
 
     def last(self, name):
         """Return a fact of the last record that has it, of this and earlier lives; or None."""
-        found = [record[name] for record in story.read(self._path) if name in record]
+        found = [r[name] for r in story.read(self._path, ("step",)) if name in r]
         return found[-1] if found else None
 
     def note(self, kind, step, values, **facts):
@@ -292,9 +292,9 @@ class RunLog(keras.callbacks.Callback):
         at, found = self._progress, {}
         if self._measures is not None:
             found = self._measures.take()
-            waited, step_seconds = found.pop("waited", 0.0), self._step_seconds()
+            step_seconds, meet = self._step_seconds(), self._measures.meet_between
             if "workers" in found and step_seconds:
-                found["seconds"] = workers.split(found["workers"], step_seconds, waited)
+                found["seconds"] = workers.split(found["workers"], step_seconds, meet)
                 self._look_for_slow(found["workers"])
             self._draw_histograms()
         if self._update_bytes:

@@ -8,6 +8,7 @@ beside it what the launcher tells of failures.
 import json
 import os
 import pathlib
+import re
 import time
 
 from tfscale.cluster import causes
@@ -25,6 +26,9 @@ _PLACES = (  # how lines begin that say where, and not what
     "[[",
 )
 
+
+_FUNCTION = re.compile(r"\{\{function_node [^}]*\}\}\s*")  # of a graph, with a number
+_REPEATED = re.compile(r"\b(.{8,}?: )\1+")
 
 EVENT_FIELDS = ("event", "step", "time")  # that each event has
 _KINDS = {  # what a field of a line must be
@@ -130,11 +134,13 @@ def causes_of(events, failures):
     return found
 
 
-def restarts_of(events):
+def restarts_of(events, stops=False):
     """Return the restarts: lives that go on with one which had not come to its end.
 
     Args:
         events: of the run.
+        stops: those that go on with one which was told to leave, as by a preemption or Ctrl-C, and
+            has saved; else those that go on after a failure.
 
     Returns:
         A list of pairs of events: how the life before began, and how this one does.
@@ -142,7 +148,8 @@ def restarts_of(events):
     found, begun, before = [], None, None
     for event in events:
         if event["event"] == "begin":
-            if before is not None and before["event"] not in _GOOD_ENDS:
+            goes_on = before is not None and before["event"] not in _GOOD_ENDS
+            if goes_on and stops == (before["event"] == "left"):
                 found.append((begun or before, event))
             begun = event
         before = event
@@ -163,7 +170,8 @@ def _in_short(error):
     """What an error says, without the places in the code where TensorFlow's graph comes from."""
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line for line in lines if line and not line.startswith(_PLACES)]
-    return " ".join(said or lines[:1])[:_MOST_TEXT]
+    text = _REPEATED.sub(r"\1", _FUNCTION.sub("", " ".join(said or lines[:1])))
+    return text[:_MOST_TEXT]
 
 
 class Story:

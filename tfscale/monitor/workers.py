@@ -75,7 +75,11 @@ class Slowest:
             return f"Worker {self.worker} is {now}slow: {times}, {self.reason}; {more}."
         if self.seems_slow:
             return f"Worker {self.worker} may be slow: {times}, but not steadily; {more}."
-        return f"No worker is slow: worker {self.worker} needs most, {times}; {more}."
+        extra = 1e3 * self.seconds * (1 - 1 / self.others)
+        return (
+            f"No worker is slow: worker {self.worker} needs most, {1e3 * self.seconds:.3g} ms a "
+            f"step before the reduction, {extra:.2g} ms more than the others."
+        )
 
 
 def before_reduction(times):
@@ -97,22 +101,24 @@ def _own(times):
     return times["input"], times["compute"], times["host"]
 
 
-def split(times, step_seconds, waited_seconds=0.0):
+def split(times, step_seconds, meet_between=False):
     """Return where a step's time goes, by `PARTS`: means over the workers, seconds a step.
 
     Args:
         times: as for `before_reduction`.
         step_seconds: the length of a step, with what the host does between executions.
-        waited_seconds: a step, between executions, for the other workers.
+        meet_between: the workers wait for each other's hosts before they begin the next steps.
     """
-    reduction = min(times["exchange"])
+    reduction, host = min(times["exchange"]), statistics.fmean(times["host"])
     found = {
         "input": statistics.fmean(times["input"]),
         "compute": statistics.fmean(times["compute"]),
         "reduction": reduction,
-        "wait": statistics.fmean(times["exchange"]) - reduction + waited_seconds,
-        "host": statistics.fmean(times["host"]),
+        "wait": statistics.fmean(times["exchange"]) - reduction,
+        "host": host,
     }
+    if meet_between:
+        found["wait"] += max(times["host"]) - host
     return {**found, "other": max(step_seconds - sum(found.values()), 0.0)}
 
 

@@ -78,6 +78,7 @@ class Loop(scorer.Scorer):
         if run.measures is not None:
             devices = strategy_lib.own_devices(self.strategy)
             run.measures.begin(self._functions, run.data.element_spec, devices)
+            run.measures.meet_between = run.is_watched and self.shard.num_workers > 1
         folder = run.saver.checkpoints and run.saver.checkpoints.directory
         if run.health.needs_checkpoint and (saved is None or saved.path.parent != folder):
             self._save(run)
@@ -152,10 +153,7 @@ class Loop(scorer.Scorer):
                 break
             if run.health.compares(at):
                 self._compare_weights(run)
-            waits_from = time.perf_counter()
             run.stopped = votes[0] > 0 or self._all_stop(run)
-            if run.measures is not None:
-                run.measures.waited(time.perf_counter() - waits_from)
             code = preemption.exit_code(votes[3]) if run.saver.saves else 0
             if code:
                 self._save_and_leave(run, code)

@@ -45,10 +45,12 @@ class Measures:
     Attributes:
         is_on: whether the next execution is measured, the same on all workers.
         begins_other_graph: whether the graph that does not measure is traced by the next one.
+        meet_between: whether workers wait for each other's hosts between executions.
     """
 
     def __init__(self, every_steps, histograms_every_steps=0):
         self.every_steps, self.histograms_every_steps = every_steps, histograms_every_steps
+        self.meet_between = False
         self._functions = None
         self._forget()
 
@@ -74,10 +76,6 @@ class Measures:
         """Count the host's time since the last steps up to here, where it may wait for others."""
         if self._looked is not None:
             self._host_seconds, self._looked = time.perf_counter() - self._looked, None
-
-    def waited(self, seconds):
-        """Count time between executions in which this host has waited for those of others."""
-        self._waited += seconds
 
     def vote(self, step_seconds, steps_left):
         """Return the chief's vote for the execution after the next, the one that `hear` expects.
@@ -137,7 +135,6 @@ class Measures:
         """
         self._looked = time.perf_counter()
         self._trace_seconds = self._trace_seconds or self._looked - self._began
-        self._all_steps += steps
         if not self.is_on:
             return
         if self._asked[0]:
@@ -157,18 +154,16 @@ class Measures:
         """Return what was measured since the last call, and begin anew.
 
         Returns:
-            A dict: `workers`, seconds a step of each worker by part, as in `PARTS`, and with them
-            `waited`, those of this host between executions; the `gradient_norm` and the
-            `weight_norm` after the last step; each only where there is one.
+            A dict: `workers`, seconds a step of each worker by part, as in `PARTS`; the
+            `gradient_norm` and the `weight_norm` after the last step; each only where there is
+            one.
         """
         found = {}
         if self._readings:
             *parts, host = self._seconds.T
             columns = [part / self._readings for part in parts] + [host / self._steps]
             found["workers"] = {n: c.tolist() for n, c in zip(PARTS, columns, strict=True)}
-            found["waited"] = self._waited / self._all_steps
             self._seconds, self._steps, self._readings = 0.0, 0, 0
-            self._waited, self._all_steps = 0.0, 0
         found |= self._norms
         self._norms = {}
         return found
@@ -195,7 +190,6 @@ class Measures:
         self._norms, self._histograms = {}, None
         self._is_warm, self._looked, self._asked = False, None, [0, 0, 0, 0]
         self._sees_times, self._host_seconds = True, 0.0
-        self._waited, self._all_steps = 0.0, 0
         self._is_due = self._draws_are_due = False
         self.is_on, self.begins_other_graph, self._has_other_graph = True, False, False
         self._num_left_out, self._trace_seconds = 0, 0.0
