@@ -134,6 +134,7 @@ class TestMultiWorkerTutorial:
 
 
 class TestCustomLoopTutorial:
+    @pytest.mark.slow
     @pytest.mark.parametrize("workers", [2, THREE])
     def test_every_worker_reports_the_losses_of_one(self, run, workers):
         [expected] = tutorial(run, "custom_loop_tutorial.py", 1).results
@@ -274,6 +275,7 @@ def test_a_call_of_the_chief_alone_fails_with_the_way_out(tmp_path):
 
 
 class TestCompiledBelowTheScope:
+    @pytest.mark.slow
     def test_every_worker_reports_what_keras_reports_on_one_device(self, run):
         [expected] = run("compiled_outside.py", 0).results
         for found in run("compiled_outside.py", 2).results:

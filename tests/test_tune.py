@@ -284,6 +284,7 @@ def test_stopped_search_says_where_it_is_and_how_it_goes_on(search, tmp_path):
     assert lines[-1] == f"stopped; the same command with --run_dir={where} goes on.\n"
 
 
+@pytest.mark.slow
 @pytest.mark.workers
 def test_full_disk_stops_a_search_that_goes_on_when_there_is_room(search, tmp_path):
     disk = tmp_path / "disk"

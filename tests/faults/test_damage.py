@@ -89,6 +89,7 @@ def check_ended_well(run, words):
 
 
 class TestTheDisk:
+    @pytest.mark.slow  # tests/test_fit.py has one of a full disk, too
     def test_that_is_full_ends_the_run_for_good_until_there_is_room(
         self, tmp_path, disk, undisturbed
     ):

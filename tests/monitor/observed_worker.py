@@ -85,7 +85,7 @@ for name, run_dir, seconds in ("", "", 0), ("observed ", sys.argv[3], 0.03):
         Longer(s),
         keras.layers.BatchNormalization(synchronized=True),
     ]
-    trained[f"{name}synchronized"] = weights(run_dir, [], **options)
+    trained[f"{name}synchronized"] = weights(run_dir, [], **options | {"epochs": 3})
 tf.config.experimental.enable_op_determinism()
 for name, run_dir, seconds in ("", "", 0), ("observed ", sys.argv[2], 0.06):
     options = {"epochs": 10, "steps_per_execution": 5}

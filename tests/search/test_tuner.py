@@ -124,8 +124,9 @@ def run_costs(folder, workers=1):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.workers
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_run_trial_of_ones_own_ends_in_many_ways(tmp_path, workers):
     said = run_costs(tmp_path, workers)
     assert said["ended_by"] == "the data are gone (trial 0007)"

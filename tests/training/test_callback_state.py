@@ -561,6 +561,7 @@ def _going_on_with_callbacks_on_the_chief_alone(folder):
     testing.collect(epochs=epochs, rows=len(rows), refused=refused)
 
 
+@pytest.mark.slow
 @pytest.mark.workers
 def test_a_run_goes_on_with_callbacks_on_the_chief_alone_or_is_refused_by_all(tmp_path):
     workers = testing.run_workers(_going_on_with_callbacks_on_the_chief_alone, 2, args=[tmp_path])

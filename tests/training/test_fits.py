@@ -99,7 +99,7 @@ def check_same(found, undisturbed):
     assert found[1:4] == undisturbed[1:4]
 
 
-@pytest.mark.parametrize("steps", [2, 16, 31])
+@pytest.mark.parametrize("steps", [2, 16, pytest.param(31, marks=pytest.mark.slow)])
 def test_program_interrupted_anywhere_ends_with_the_same_bits(tmp_path, undisturbed, steps):
     with pytest.raises(Interrupted):
         program(tmp_path, steps)
